@@ -46,7 +46,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     # Raw bytes in C order: a Tensor(uint8) reads 290 times slower without TensorFlow.
-                    "clip": tfds.features.Tensor(shape=(), dtype=object),
+                    "clip": tfds.features.Tensor(shape=(), dtype=np.object_),
                     "motion": tfds.features.Scalar(dtype=np.int64),
                     "digit": tfds.features.Scalar(dtype=np.int64),
                     "image": tfds.features.Scalar(dtype=np.int64),  # of scikit-learn's 1,797

@@ -1,0 +1,74 @@
+"""The base of every config: all keys, locked. An experiment's file changes what differs."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """A small factorised encoder; the keys are the arguments of the functions named beside them."""
+    config = ConfigDict()
+    config.seed = 0
+    config.imports = ()  # modules imported first: they may register patterns, sizes, data sets
+
+    config.model = {  # vivit.model.ViViT
+        "clip": (16, 32, 32),
+        "classes": 8,
+        "family": "factorised_encoder",
+        "stages": (),
+        "size": "",
+        "width": placeholder(int),
+        "depth": placeholder(int),
+        "heads": placeholder(int),
+        "mlp_dim": placeholder(int),
+        "temporal_depth": 4,
+        "tubelet": placeholder(tuple),
+        "embedding": "tubelet",
+        "position": "learned",
+        "readout": "mean",
+        "kernel": "dense",
+        "drop_path": 0.0,
+        "dropout": 0.0,
+        "dtype": "float32",
+        "scan": False,
+        "remat": "none",
+    }
+    config.data = {  # vivit.data: open_split and train_batches
+        "name": "moving_digits",
+        "root": "data",
+        "label": "motion",
+        "batch_size": 64,
+        "threads": 2,
+        "workers": 0,
+    }
+    config.optim = {  # vivit.optim.make_optimizer
+        "name": "adamw",
+        "lr": 1e-3,
+        "lr_floor": 0.0,
+        "warmup_steps": 50,
+        "clip_norm": 1.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+    }
+    config.train = {  # vivit.train
+        "steps": 500,
+        "log_every": 20,
+        "eval_every": 100,
+        "checkpoint_every": 100,
+        "keep_checkpoints": 2,
+        "label_smoothing": 0.0,
+        "average_decay": placeholder(float),  # of a moving average of the parameters
+    }
+    config.parallel = {  # vivit.parallel.make_parallel
+        "mode": "jit",
+        "data": -1,
+        "fsdp": 1,
+        "rules": (
+            # (regex of an array's path, mesh axes of its last dimensions); the first match counts.
+            (r"(query|key|value)/kernel$", ("fsdp", None, None)),
+            (r"attention_\w+/out/kernel$", (None, None, "fsdp")),
+            (r"mlp/\w+/kernel$", ("fsdp", None)),
+        ),
+    }
+    return config.lock()

@@ -1,0 +1,133 @@
+"""Checkpoints of a run: the train state, the data's position and the config, by orbax."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the newest `keep`, and the one with the best `best` metric.
+
+    Saving is asynchronous; a checkpoint is there entirely or not at all.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2, best: str = "top1") -> None:
+        self.folder = Path(folder).absolute()
+        self._best = best
+        policy = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                # Checkpoints between two evaluations have no metrics, and no claim to be the best.
+                policies.BestN(
+                    n=1,
+                    get_metric_fn=lambda metrics: metrics[best],
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            # Named items, not the single-item form: that one can be killed into a state from
+            # which nothing restores (orbax 0.12).
+            item_names=("state", "data", "config"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(
+        self, step: int, state: Any, *, data: dict, config: dict, metrics: dict[str, float] | None
+    ) -> None:
+        """Begins to write a checkpoint; `metrics` are those of a validation at this step, if any."""
+        if step in self._manager.all_steps():
+            return
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+            metrics=metrics,
+            force=True,
+        )
+        if not saved:  # orbax says so by its return value only
+            raise RuntimeError(f"step {step} was not saved; the newest is {self.latest()}")
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        """The state, placed and typed as the arrays of `like`, and the data's position.
+
+        ValueError lists every array that is missing, unexpected or of another shape.
+        """
+        saved = self._manager.item_metadata(step)["state"]
+        _check_same(_shapes(saved), _shapes(like), f"checkpoint {step} in {self.folder}")
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def resolve(self, name: str) -> int:
+        """The step of "latest", "best" or a number. ValueError lists the steps there are."""
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise ValueError(f"no checkpoint in {self.folder}; train one with vivit.train")
+        if name == "latest":
+            return steps[-1]
+        if name == "best":
+            scores = {step: self._manager.metrics(step) for step in steps}
+            scored = {step: value[self._best] for step, value in scores.items() if value}
+            if not scored:
+                raise ValueError(f"no checkpoint in {self.folder} has a score; use latest or {steps}")
+            return max(scored, key=lambda step: (scored[step], step))
+        if name.isdigit() and int(name) in steps:
+            return int(name)
+        raise ValueError(f"no checkpoint {name!r} in {self.folder}; use latest, best or {steps}")
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _name(path: tuple) -> str:
+    """A path's keys alone: orbax's metadata has dicts where the state has records and tuples."""
+    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
+    return "/".join(str(part) for part in parts)
+
+
+def _check_same(saved: dict[str, tuple], wanted: dict[str, tuple], what: str) -> None:
+    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - saved.keys())]
+    lines += [f"unexpected: {name} {saved[name]}" for name in sorted(saved.keys() - wanted.keys())]
+    lines += [
+        f"{name}: {saved[name]} there, {wanted[name]} in the model"
+        for name in sorted(wanted.keys() & saved.keys())
+        if wanted[name] != saved[name]
+    ]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ValueError(
+            f"{what} is of another model:\n  {listed}\nUse the model config it was trained with."
+        )

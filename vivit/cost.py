@@ -1,0 +1,58 @@
+"""What a model costs: parameters, tokens and multiply-adds, without running it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vivit.model import ViViT
+
+
+def count_parameters(model: ViViT) -> int:
+    """Numbers in the model's parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
+
+
+def count_tokens(model: ViViT) -> int:
+    """Tokens of the space-time grid, class tokens not counted."""
+    return math.prod(model.grid)
+
+
+def count_multiply_adds(model: ViViT) -> int:
+    """Multiply-adds of all matrix products in the forward pass of one clip, from their shapes.
+
+    Norms, softmax and gelu are not counted; XLA's own count has them, and counts a multiply-add
+    as two operations. The kernel is the dense one: the others compute the same products, and
+    some pad them.
+    """
+    model = model.clone(kernel="dense", remat="none")
+    clips = jax.ShapeDtypeStruct((1, *model.clip, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(
+        abstract_params(model), clips
+    )
+    return _products(jaxpr.jaxpr)
+
+
+def abstract_params(model: ViViT) -> Any:
+    """Shapes and dtypes of a model's parameters."""
+    clips = jnp.zeros((1, *model.clip, 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), clips))["params"]
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(lengths)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            per_output = math.prod(kernel) // out_features
+            total += math.prod(equation.outvars[0].aval.shape) * per_output
+        else:
+            inner = sum(_products(sub) for sub in jax.core.jaxprs_in_params(equation.params))
+            total += inner * equation.params.get("length", 1)
+    return total

@@ -1,0 +1,142 @@
+"""python -m vivit.evaluate --workdir=RUN: scores a run's checkpoint on a whole split."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import vivit
+from vivit.checkpoint import Checkpoints
+from vivit.config import read_workdir, write_atomically
+from vivit.data.pipeline import Batch, eval_batches
+from vivit.data.sources import Split, open_split
+from vivit.objective import means
+from vivit.optim import make_optimizer
+from vivit.parallel import Parallel, make_parallel
+from vivit.step import Step, TrainState, make_eval_step, make_init
+
+
+class Scores(NamedTuple):
+    """metrics: means over the clips. confusion: counts [label, predicted class]."""
+
+    metrics: dict[str, float]
+    confusion: np.ndarray
+
+
+def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Parallel) -> Scores:
+    """Every clip once: padding has mask 0 and counts nowhere."""
+    results = [eval_step(params, parallel.put(batch)) for batch in batches]
+    sums, confusions = zip(*jax.device_get(results), strict=True)
+    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int))
+
+
+def check_split(split: Split, model_config: Mapping[str, Any]) -> None:
+    """ValueError where a model does not fit the data that it is to see."""
+    problems = []
+    if split.clip_shape[:3] != tuple(model_config["clip"]):
+        problems.append(f"model.clip={split.clip_shape[:3]}, not {tuple(model_config['clip'])}")
+    if len(split.class_names) != model_config["classes"]:
+        problems.append(f"model.classes={len(split.class_names)}, not {model_config['classes']}")
+    if problems:
+        raise ValueError(f"{split.name} with label {split.label!r} needs {' and '.join(problems)}")
+
+
+def local_batches(split: Split, config: Any) -> Iterable[Batch]:
+    """This process's part of every batch of a split."""
+    return eval_batches(
+        split,
+        batch_size=config.data.batch_size,
+        threads=config.data.threads,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+
+
+def restore(workdir: Path, config: Any, *, checkpoint: str) -> tuple[vivit.ViViT, TrainState, Parallel]:
+    """The model of a run's folder and its state at "best", "latest" or a step."""
+    model = vivit.build(config.model)
+    parallel = make_parallel(**config.parallel)
+    optimizer, _ = make_optimizer(steps=config.train.steps, **config.optim)
+    init = make_init(model, optimizer, average_decay=config.train.average_decay)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.resolve(checkpoint)
+        state, _ = checkpoints.restore(step, parallel.init(init, config.seed))
+    return model, state, parallel
+
+
+def evaluate(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Path:
+    """Scores a checkpoint and writes RUN/eval/SPLIT_STEP.json; returns its path."""
+    workdir = Path(workdir)
+    config = read_workdir(workdir)
+    data = open_split(config.data.name, config.data.root, split=split, label=config.data.label)
+    check_split(data, config.model)
+    model, state, parallel = restore(workdir, config, checkpoint=checkpoint)
+    eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes))
+    scores = score(eval_step, state.eval_params, local_batches(data, config), parallel)
+    step = int(state.step)
+    result = {
+        "split": split,
+        "step": step,
+        "checkpoint": f"checkpoints/{step}",
+        "clips": int(scores.confusion.sum()),
+        **scores.metrics,
+        "per_class": per_class(scores.confusion, data.class_names),
+        "confusion": scores.confusion.tolist(),
+        "data": {
+            key: getattr(data, key) for key in ("name", "version", "digest", "label", "class_names")
+        },
+        "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
+        "config": json.loads(config.to_json()),
+    }
+    path = workdir / "eval" / f"{split}_{step:08d}.json"
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Clips, recall and precision of each class; None where there is nothing to divide by."""
+
+    def ratio(hits, total):
+        return float(hits / total) if total else None
+
+    return [
+        {
+            "class": name,
+            "clips": int(confusion[i].sum()),
+            "recall": ratio(confusion[i, i], confusion[i].sum()),
+            "precision": ratio(confusion[i, i], confusion[:, i].sum()),
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="the folder of a run")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
+    parser.add_argument("--split", default="test")
+    arguments = parser.parse_args(argv)
+    path = evaluate(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
+    result = json.loads(path.read_text())
+    print(f"{'class':16} {'clips':>6} {'recall':>8} {'precision':>9}")
+    for row in result["per_class"]:
+        recall, precision = (
+            "-" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision")
+        )
+        print(f"{row['class']:16} {row['clips']:6} {recall:>8} {precision:>9}")
+    print(
+        f"{result['split']}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, "
+        f"loss {result['loss']:.4f} over {result['clips']} clips (step {result['step']}) -> {path}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

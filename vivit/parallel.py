@@ -1,0 +1,135 @@
+"""How a step runs on many devices: jit over a mesh, or pmap. The only file that names mesh axes."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vivit.registry import Registry
+
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)  # clips are split over both axes
+Rules = Sequence[tuple[str, Sequence[str | None]]]
+
+
+class Parallel(NamedTuple):
+    """A way to run on all devices. States and results look the same under each.
+
+    init: jittable seed -> state, and a seed -> the state on the devices.
+    put: a process's part of a batch on the host -> the batch on the devices.
+    train: step(state, batch) -> (state, sums), compiled when first called; the state is donated.
+    evaluate: step(params, batch) -> sums, the same way.
+    devices: how many there are in all; a batch must be a multiple of it.
+    """
+
+    init: Callable[..., Any]
+    put: Callable[[Any], Any]
+    train: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    devices: int
+
+
+MODES: Registry[Callable[..., Parallel]] = Registry("parallel mode")
+
+
+def make_parallel(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
+    """The devices of a config: data x fsdp of them, where data=-1 takes all that are left."""
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise ValueError(f"parallel.{fsdp=} does not divide the {devices} devices")
+    data = devices // fsdp if data == -1 else data
+    if data * fsdp != devices:
+        raise ValueError(
+            f"parallel.data={data} x fsdp={fsdp} is not the {devices} devices there are; use data=-1"
+        )
+    return MODES[mode](data=data, fsdp=fsdp, rules=rules)
+
+
+@MODES.register("jit")
+def jit_over_mesh(*, data: int, fsdp: int, rules: Rules) -> Parallel:
+    """jit with shardings: the batch over all devices, arrays of the state as the rules say."""
+    # Explicit axes, make_mesh's default since JAX 0.9, refuse the tubelet's reshape.
+    mesh = jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    batch = NamedSharding(mesh, BATCH)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def init(make, seed):
+        shardings = shard_by_rules(jax.eval_shape(make, seed), mesh, rules)
+        return jax.jit(make, out_shardings=shardings, static_argnums=0)(seed)
+
+    def put(host):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch, x), host)
+
+    def train(step, state):
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        return jax.jit(
+            step,
+            in_shardings=(shardings, batch),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        )
+
+    def evaluate(step):
+        return jax.jit(step, out_shardings=replicated)
+
+    return Parallel(init, put, train, evaluate, data * fsdp)
+
+
+@MODES.register("pmap")
+def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
+    """jax.pmap with the state on every device. The rules do not apply."""
+    if fsdp != 1:
+        raise ValueError(f'parallel.fsdp={fsdp} needs parallel.mode="jit"; pmap replicates the state')
+    local = jax.local_device_count()
+
+    def init(make, seed):
+        mesh = Mesh(np.array(jax.devices()), ("devices",))
+        return jax.jit(
+            make, out_shardings=NamedSharding(mesh, PartitionSpec()), static_argnums=0
+        )(seed)
+
+    def put(host):
+        return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), host)
+
+    def over_devices(step, **kwargs):
+        def with_axis(state, batch):
+            return step(state, batch, axis_name="devices")
+
+        return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None, **kwargs)
+
+    def train(step, state):
+        return over_devices(step)
+
+    return Parallel(init, put, train, over_devices, data)
+
+
+def shard_by_rules(shapes: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Shardings of a tree: of each array by the first rule whose regex is found in its path.
+
+    A rule's axes stand for the array's last dimensions; ("fsdp", None) splits the last but one.
+    Arrays that no rule matches are replicated. ValueError lists all that do not divide.
+    """
+    problems = []
+
+    def shard(path, array):
+        name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        axes = next((tuple(axes) for regex, axes in rules if re.search(regex, name)), ())
+        unknown = sorted({axis for axis in axes if axis is not None} - set(AXES))
+        if unknown:
+            raise ValueError(f"parallel.rules name unknown mesh axes {unknown}; known: {AXES}")
+        spec = (None,) * (array.ndim - len(axes)) + axes
+        if len(spec) > array.ndim:
+            problems.append(f"{name} {array.shape} has fewer dimensions than its rule {axes}")
+            return None
+        for length, axis in zip(array.shape, spec, strict=True):
+            if axis and length % mesh.shape[axis]:
+                problems.append(f"{name} {array.shape}: {length} is no multiple of {mesh.shape[axis]}")
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    shardings = jax.tree_util.tree_map_with_path(shard, shapes)
+    if problems:
+        raise ValueError("parallel.rules do not fit these arrays:\n  " + "\n  ".join(problems))
+    return shardings

@@ -1,0 +1,243 @@
+"""python -m vivit.train --config=FILE --workdir=RUN: trains a model, or goes on with it.
+
+A run that is started again in its folder goes on from its newest checkpoint and ends with the
+same parameters, to the bit, as one that was never interrupted.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+import vivit
+from vivit.checkpoint import Checkpoints
+from vivit.config import claim_workdir, import_modules, locked, parse, write_atomically
+from vivit.cost import count_multiply_adds, count_parameters, count_tokens
+from vivit.data.pipeline import train_batches
+from vivit.data.sources import open_split
+from vivit.evaluate import check_split, local_batches, score
+from vivit.objective import means
+from vivit.optim import make_optimizer
+from vivit.parallel import make_parallel
+from vivit.step import TrainState, make_eval_step, make_init, make_train_step
+
+
+def train(config: Any, workdir: str | Path) -> TrainState:
+    """Trains the model of a config in a folder of its own, and returns the last state.
+
+    Leaves there config.json, cost.json, metrics.jsonl, TensorBoard events and checkpoints.
+    """
+    with locked(workdir):
+        # What a user can get wrong is found out before anything is written.
+        import_modules(config)
+        model = vivit.build(config.model)
+        splits = [
+            open_split(config.data.name, config.data.root, split=name, label=config.data.label)
+            for name in ("train", "validation")
+        ]
+        check_split(splits[0], config.model)
+        parallel = make_parallel(**config.parallel)
+        if config.data.batch_size % parallel.devices:
+            raise ValueError(
+                f"data.batch_size={config.data.batch_size} is not a multiple of the "
+                f"{parallel.devices} devices"
+            )
+        optimizer, schedule = make_optimizer(steps=config.train.steps, **config.optim)
+        average_decay = config.train.average_decay
+        init = make_init(model, optimizer, average_decay=average_decay)
+        step_fn = make_train_step(
+            model,
+            optimizer,
+            label_smoothing=config.train.label_smoothing,
+            average_decay=average_decay,
+        )
+        state = parallel.init(init, config.seed)
+        folder = claim_workdir(workdir, config)
+
+        with (
+            Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
+            stop_signals() as stop,
+        ):
+            if (newest := checkpoints.latest()) is not None:
+                state, position = checkpoints.restore(newest, state)
+                if position["digest"] != splits[0].digest:
+                    raise ValueError(
+                        f"the training data in {config.data.root!r} is not what {workdir} began with"
+                    )
+            return _loop(config, folder, model, splits, parallel, step_fn, schedule, state,
+                         checkpoints, stop)  # fmt: skip
+
+
+def _loop(config, folder, model, splits, parallel, step_fn, schedule, state, checkpoints, stop):
+    start, steps = int(state.step), config.train.steps
+    batches = train_batches(
+        splits[0],
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        start=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        threads=config.data.threads,
+        workers=config.data.workers,
+    )
+    train_step = parallel.train(step_fn, state)
+    eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes))
+    log = Log(folder, start=start, steps=steps)
+    batch = parallel.put(next(batches)) if start < steps else None
+    if batch is not None:
+        train_step = train_step.lower(state, batch).compile()
+        log.cost(model, train_step, config.data.batch_size)
+    pending, since = [], time.perf_counter()
+
+    for step in range(start + 1, steps + 1):
+        state, sums = train_step(state, batch)
+        pending.append(sums)
+        last = step == steps or stop.requested
+        if not last:
+            batch = parallel.put(next(batches))  # while the devices work
+
+        if step % config.train.log_every == 0 or last:
+            values = means(jax.device_get(pending))
+            clips = len(pending) * config.data.batch_size
+            values["clips_per_second"] = clips / (time.perf_counter() - since)
+            values["lr"] = float(schedule(step - 1))
+            log.write(step, "train", values)
+            if not np.isfinite(values["loss"]):
+                raise ValueError(
+                    f"the loss is {values['loss']} at step {step}; the checkpoints before it are "
+                    "kept. Try a lower optim.lr, more optim.warmup_steps or a smaller optim.clip_norm"
+                )
+            pending, since = [], time.perf_counter()
+
+        validated = None
+        if step % config.train.eval_every == 0 or step == steps:
+            scores = score(eval_step, state.eval_params, local_batches(splits[1], config), parallel)
+            validated = scores.metrics
+            log.write(step, "validation", validated)
+            since = time.perf_counter()
+
+        if validated or step % config.train.checkpoint_every == 0 or last:
+            position = {"step": step, "seed": config.seed, "digest": splits[0].digest}
+            checkpoints.save(
+                step, state, data=position, config=json.loads(config.to_json()), metrics=validated
+            )
+        if stop.requested:
+            log.say(f"stopped at step {step}, saved; the same command goes on from there")
+            break
+    log.close()
+    return state
+
+
+class Log:
+    """metrics.jsonl, TensorBoard, and a progress bar, or plain lines where there is no terminal."""
+
+    def __init__(self, folder: Path, *, start: int, steps: int) -> None:
+        self.folder = folder
+        self.active = jax.process_index() == 0
+        self.plain = not sys.stderr.isatty()
+        if not self.active:
+            return
+        path = folder / "metrics.jsonl"
+        # An interrupted run may have logged steps after its newest checkpoint: they come again.
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= start]
+        write_atomically(path, "".join(kept))
+        self.file = open(path, "a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.bar = tqdm(total=steps, initial=start, unit="step", disable=self.plain)
+        self.validation = ""
+
+    def cost(self, model: vivit.ViViT, step: Any, batch_size: int) -> None:
+        memory = step.memory_analysis()
+        cost = {
+            "parameters": count_parameters(model),
+            "multiply_adds": count_multiply_adds(model),
+            "tokens": count_tokens(model),
+            "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+            "batch_size": batch_size,
+            "devices": jax.device_count(),
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
+        if self.active:
+            write_atomically(self.folder / "cost.json", json.dumps(cost, indent=1) + "\n")
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{split}/{name}", value, step)
+        shown = f"loss {values['loss']:.3f}, accuracy {values['top1']:.1%}"
+        if split == "validation":
+            self.validation = f", validation {values['top1']:.1%}"
+            if self.plain:
+                print(f"step {step}: validation {shown}", file=sys.stderr, flush=True)
+            return
+        rate = values["clips_per_second"]
+        self.bar.set_postfix_str(f"{shown}, {rate:.0f} clips/s{self.validation}", refresh=False)
+        self.bar.update(step - self.bar.n)
+        if self.plain:
+            line = f"step {step}/{self.bar.total}: {shown}, {rate:.0f} clips/s"
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            self.board.close()
+            self.file.close()
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[_Stop]:
+    """Lets the first SIGINT or SIGTERM end the loop after a step and a checkpoint."""
+    stop = _Stop()
+
+    def request(number, _):
+        stop.requested = True
+        for name, handler in before.items():  # a second signal does what it always does
+            signal.signal(name, handler)
+
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    for name in before:
+        signal.signal(name, request)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vivit.train", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    arguments, config = parse(parser, argv)
+    if config is None:
+        parser.error("--config=FILE is needed: configs/moving_digits.py, for one")
+    train(config, arguments.workdir)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
