@@ -32,9 +32,15 @@ class Checkpoints:
             self.folder,
             # Named items, not the single-item form: that one can be killed into a state from
             # which nothing restores (orbax 0.12).
-            item_names=("state", "data", "config"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, enable_async_checkpointing=True
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics[best],  # without it orbax drops the metrics
+                enable_async_checkpointing=True,
             ),
         )
 

@@ -20,7 +20,8 @@ from vivit.registry import Registry
 
 NORM_EPSILON = 1e-6  # as Scenic and the ViT code; flax's own default is the same, by chance
 
-# Names of activations that `capture` in vivit.analysis asks for.
+# The collection of activations that vivit.analysis asks for: queries and keys of every attention,
+# and what a stage pools. Nothing is kept where it is not asked for.
 CAPTURED = "attention"
 
 SAMPLERS: Registry[Callable[[Clips, int], Clips]] = Registry("embedding")
@@ -176,6 +177,10 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
 
 
+def _latest(_, new):
+    return new
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention of a grid, over the sets of `pattern`, by `kernel`."""
 
@@ -195,7 +200,7 @@ class SelfAttention(nn.Module):
         )
         q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))  # [B, T, S, h, k]
         for name, value in () if self.is_initializing() else (("queries", q), ("keys", k)):
-            self.sow(CAPTURED, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            self.sow(CAPTURED, name, value, reduce_fn=_latest, init_fn=tuple)
         out = PATTERNS[self.pattern].mix(q, k, v, KERNELS[self.kernel])
         return nn.DenseGeneral(
             width,
@@ -301,6 +306,8 @@ class Stage(nn.Module):
         if self.pool:
             if self.depth:
                 x = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name="norm")(x)
+            if not self.is_initializing():
+                self.sow(CAPTURED, "pooled", x, reduce_fn=_latest, init_fn=tuple)
             x = POOLS[self.pool](x, self.pool_axes)
         return x
 

@@ -4,10 +4,11 @@ A TFDS builder, written as ArrayRecord, that needs no TensorFlow. The 1,797 imag
 of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships them (8 x 8 pixels).
 
 The labels come in pairs that are each other's time reversal. Everything that one frame shows is
-drawn alike for all labels: a digit's place is uniform on a torus, its size log-uniform on a ring
-(growing past the largest size goes on at the smallest), and the background stands still. So a single
-frame says nothing of the motion, and an unordered bag of frames nothing of its direction: a clip
-played backwards is as likely a clip of the opposite label.
+drawn alike for all labels. A digit's place is uniform on a disc: straight motions run along its
+chords and enter again at the other end, turns run around its centre. Its size is log-uniform on a
+ring: growing past the largest size goes on at the smallest. The background stands still. So a
+single frame says nothing of the motion, and an unordered bag of frames nothing of its direction: a
+clip played backwards is as likely a clip of the opposite label.
 """
 
 import functools
@@ -28,7 +29,11 @@ MOTIONS = (
 )
 SPLITS = {"train": 8192, "validation": 1024, "test": 2048}  # clips
 IMAGES = {"train": 1197, "validation": 200, "test": 400}  # digit images; disjoint
+DISC = 11.0  # radius in pixels: where the centres of digits are
+SPEEDS = (1.0, 2.0)  # pixels a frame
+FASTEST_TURN = 0.6  # radians a frame, near the centre of the disc
 SMALLEST, LARGEST = 9.0, 20.0  # pixels across a digit
+GROWTHS = (0.03, 0.06)  # of the ring of sizes a frame
 CLUTTER = 10  # pieces of other digits in the background
 SEED = 0
 
@@ -102,27 +107,28 @@ def split_images(digits: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places [F, 2] (x, y; pixels, modulo SIDE) and sizes [F] (pixels) of a digit.
+    """Places [F, 2] (x, y; pixels from the clip's centre, y points down) and sizes [F] of a digit.
 
-    Angles run clockwise on the screen, where y points down.
+    Every motion keeps the uniform distribution on the disc, and that of the size on its ring.
     """
     steps = np.arange(FRAMES)
-    start = rng.uniform(0, SIDE, size=2)
-    phase = rng.uniform()  # of the size on its ring
-    places = np.broadcast_to(start, (FRAMES, 2)).copy()
-    phases = np.full(FRAMES, phase)
+    radius = DISC * np.sqrt(rng.uniform())
+    angle = rng.uniform(0, 2 * np.pi)  # grows clockwise, as y points down
+    phase = np.full(FRAMES, rng.uniform())  # of the size on its ring
+    speed = rng.uniform(*SPEEDS)
+    sign = 1 if motion in ("right", "down", "clockwise", "grow") else -1
+    angles = np.full(FRAMES, angle)
+    if motion in ("clockwise", "anticlockwise"):
+        angles += sign * steps * min(speed / radius, FASTEST_TURN)
+    places = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     if motion in ("left", "right", "up", "down"):
-        direction = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[motion]
-        places += steps[:, None] * rng.uniform(0.8, 2.0) * np.array(direction)
-    elif motion in ("clockwise", "anticlockwise"):
-        sign = 1 if motion == "clockwise" else -1
-        angle = rng.uniform(0, 2 * np.pi) + sign * steps * rng.uniform(0.2, 0.4)
-        places += rng.uniform(5, 9) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    else:
-        sign = 1 if motion == "grow" else -1
-        phases += sign * steps * rng.uniform(0.03, 0.06)
-    sizes = SMALLEST * (LARGEST / SMALLEST) ** (phases % 1)
-    return places, sizes
+        along = 0 if motion in ("left", "right") else 1
+        half_chord = np.sqrt(DISC**2 - places[:, 1 - along] ** 2)
+        ahead = places[:, along] + sign * steps * speed + half_chord
+        places[:, along] = ahead % (2 * half_chord) - half_chord
+    elif motion in ("grow", "shrink"):
+        phase += sign * steps * rng.uniform(*GROWTHS)
+    return places, SMALLEST * (LARGEST / SMALLEST) ** (phase % 1)
 
 
 def render(
@@ -139,15 +145,14 @@ def render(
 
 
 def _resampling(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Linear interpolation weights [F, SIDE, 8] of a digit of this size and centre on a torus."""
-    offsets = np.arange(SIDE)[None] - centres[:, None]  # [F, SIDE]
-    offsets = (offsets + SIDE / 2) % SIDE - SIDE / 2
+    """Linear interpolation weights [F, SIDE, 8] of a digit of this size and centre."""
+    offsets = np.arange(SIDE)[None] - (SIDE - 1) / 2 - centres[:, None]  # [F, SIDE]
     source = offsets * 8 / sizes[:, None] + 3.5
     return np.maximum(0, 1 - np.abs(source[..., None] - np.arange(8))).astype(np.float32)
 
 
 def _background(others: np.ndarray, images: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """A still grey picture [SIDE, SIDE] with faint pieces of digits, on the same torus."""
+    """A still grey picture [SIDE, SIDE] with faint pieces of digits."""
     canvas = np.full((SIDE, SIDE), rng.uniform(0.1, 0.3), dtype=np.float32)
     for image, (y, x) in zip(
         rng.choice(others, CLUTTER), rng.integers(0, SIDE, (CLUTTER, 2)), strict=True
