@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
         "name": "adamw",
         "lr": 1e-3,
         "lr_floor": 0.0,
-        "warmup_steps": 50,
+        "warmup_steps": 0,
         "clip_norm": 1.0,
         "b1": 0.9,
         "b2": 0.999,

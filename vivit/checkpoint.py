@@ -17,16 +17,12 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int = 2, best: str = "top1") -> None:
         self.folder = Path(folder).absolute()
         self._best = best
+
+        def score(metrics: dict[str, float]) -> float:
+            return metrics.get(best, -float("inf"))  # saved between two validations: never the best
+
         policy = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                # Checkpoints between two evaluations have no metrics, and no claim to be the best.
-                policies.BestN(
-                    n=1,
-                    get_metric_fn=lambda metrics: metrics[best],
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
+            [policies.LatestN(keep), policies.BestN(n=1, get_metric_fn=score)]
         )
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -39,7 +35,7 @@ class Checkpoints:
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                best_fn=lambda metrics: metrics[best],  # without it orbax drops the metrics
+                best_fn=score,  # without it orbax drops the metrics
                 enable_async_checkpointing=True,
             ),
         )
@@ -57,7 +53,7 @@ class Checkpoints:
                 data=ocp.args.JsonSave(data),
                 config=ocp.args.JsonSave(config),
             ),
-            metrics=metrics,
+            metrics=metrics or {},
             force=True,
         )
         if not saved:  # orbax says so by its return value only
@@ -92,8 +88,8 @@ class Checkpoints:
         if name == "latest":
             return steps[-1]
         if name == "best":
-            scores = {step: self._manager.metrics(step) for step in steps}
-            scored = {step: value[self._best] for step, value in scores.items() if value}
+            metrics = {step: self._manager.metrics(step) or {} for step in steps}
+            scored = {step: m[self._best] for step, m in metrics.items() if self._best in m}
             if not scored:
                 raise ValueError(f"no checkpoint in {self.folder} has a score; use latest or {steps}")
             return max(scored, key=lambda step: (scored[step], step))

@@ -4,11 +4,11 @@ A TFDS builder, written as ArrayRecord, that needs no TensorFlow. The 1,797 imag
 of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships them (8 x 8 pixels).
 
 The labels come in pairs that are each other's time reversal. Everything that one frame shows is
-drawn alike for all labels. A digit's place is uniform on a disc: straight motions run along its
-chords and enter again at the other end, turns run around its centre. Its size is log-uniform on a
-ring: growing past the largest size goes on at the smallest. The background stands still. So a
-single frame says nothing of the motion, and an unordered bag of frames nothing of its direction: a
-clip played backwards is as likely a clip of the opposite label.
+drawn alike for all labels: a digit's place is uniform on a torus (what leaves on one side enters on
+the other), its size log-uniform on a ring (growing past the largest size goes on at the smallest),
+and the background stands still. Turns run along half a circle or so, over its top. So a single frame
+says nothing of the motion, and an unordered bag of frames nothing of its direction: a clip played
+backwards is as likely a clip of the opposite label.
 """
 
 import functools
@@ -29,9 +29,10 @@ MOTIONS = (
 )
 SPLITS = {"train": 8192, "validation": 1024, "test": 2048}  # clips
 IMAGES = {"train": 1197, "validation": 200, "test": 400}  # digit images; disjoint
-DISC = 11.0  # radius in pixels: where the centres of digits are
 SPEEDS = (1.0, 2.0)  # pixels a frame
-FASTEST_TURN = 0.6  # radians a frame, near the centre of the disc
+RADII = (5.0, 9.0)  # pixels
+TURNS = (0.8 * np.pi, 1.2 * np.pi)  # of a whole clip
+SLANT = 0.4  # radians between an arc's middle and the top of its circle
 SMALLEST, LARGEST = 9.0, 20.0  # pixels across a digit
 GROWTHS = (0.03, 0.06)  # of the ring of sizes a frame
 CLUTTER = 10  # pieces of other digits in the background
@@ -107,28 +108,26 @@ def split_images(digits: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places [F, 2] (x, y; pixels from the clip's centre, y points down) and sizes [F] of a digit.
+    """Places [F, 2] (x, y; pixels modulo SIDE, y points down) and sizes [F] (pixels) of a digit.
 
-    Every motion keeps the uniform distribution on the disc, and that of the size on its ring.
+    Every motion keeps the uniform distribution on the torus, and that of the size on its ring.
     """
     steps = np.arange(FRAMES)
-    radius = DISC * np.sqrt(rng.uniform())
-    angle = rng.uniform(0, 2 * np.pi)  # grows clockwise, as y points down
-    phase = np.full(FRAMES, rng.uniform())  # of the size on its ring
-    speed = rng.uniform(*SPEEDS)
+    places = np.tile(rng.uniform(0, SIDE, size=2), (FRAMES, 1))
+    phases = np.full(FRAMES, rng.uniform())  # of the size on its ring
     sign = 1 if motion in ("right", "down", "clockwise", "grow") else -1
-    angles = np.full(FRAMES, angle)
-    if motion in ("clockwise", "anticlockwise"):
-        angles += sign * steps * min(speed / radius, FASTEST_TURN)
-    places = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    if motion in ("left", "right", "up", "down"):
-        along = 0 if motion in ("left", "right") else 1
-        half_chord = np.sqrt(DISC**2 - places[:, 1 - along] ** 2)
-        ahead = places[:, along] + sign * steps * speed + half_chord
-        places[:, along] = ahead % (2 * half_chord) - half_chord
-    elif motion in ("grow", "shrink"):
-        phase += sign * steps * rng.uniform(*GROWTHS)
-    return places, SMALLEST * (LARGEST / SMALLEST) ** (phase % 1)
+    if motion in ("left", "right"):
+        places[:, 0] += sign * steps * rng.uniform(*SPEEDS)
+    elif motion in ("up", "down"):
+        places[:, 1] += sign * steps * rng.uniform(*SPEEDS)
+    elif motion in ("clockwise", "anticlockwise"):
+        middle = -np.pi / 2 + rng.uniform(-SLANT, SLANT)  # the top; angles grow clockwise
+        turn = rng.uniform(*TURNS) * np.linspace(-0.5, 0.5, FRAMES)
+        angles = middle + sign * turn
+        places += rng.uniform(*RADII) * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    else:
+        phases += sign * steps * rng.uniform(*GROWTHS)
+    return places, SMALLEST * (LARGEST / SMALLEST) ** (phases % 1)
 
 
 def render(
@@ -145,8 +144,9 @@ def render(
 
 
 def _resampling(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Linear interpolation weights [F, SIDE, 8] of a digit of this size and centre."""
-    offsets = np.arange(SIDE)[None] - (SIDE - 1) / 2 - centres[:, None]  # [F, SIDE]
+    """Linear interpolation weights [F, SIDE, 8] of a digit of this size and centre on the torus."""
+    offsets = np.arange(SIDE)[None] - centres[:, None]  # [F, SIDE]
+    offsets = (offsets + SIDE / 2) % SIDE - SIDE / 2
     source = offsets * 8 / sizes[:, None] + 3.5
     return np.maximum(0, 1 - np.abs(source[..., None] - np.arange(8))).astype(np.float32)
 

@@ -1,0 +1,39 @@
+"""Ablation on the moving digits: family x kernel, three seeds each.
+
+    python -m experiments.launch --config=configs/ablate_attention.py --sweep=family
+    python -m experiments.collect runs/ablate_attention/family
+"""
+
+from configs import moving_digits
+
+SEEDS = (0, 1, 2)
+FAMILIES = (
+    "factorised_encoder",
+    "joint",
+    "factorised_self_attention",
+    "factorised_dot_product",
+    "average_pool",
+)
+
+
+def get_config():
+    return moving_digits.get_config()
+
+
+def _family(name):
+    """The average-pool baseline sees one frame a tubelet, so it can't know the frames' order."""
+    one_frame = {"model.tubelet": (1, 8, 8)} if name == "average_pool" else {}
+    return {"model.family": name, **one_frame}
+
+
+def sweep_family():
+    for family in FAMILIES:
+        for seed in SEEDS:
+            yield {**_family(family), "seed": seed}
+
+
+def sweep_kernel():
+    for family in FAMILIES:
+        for kernel in ("dense", "chunked"):
+            for seed in SEEDS:
+                yield {**_family(family), "model.kernel": kernel, "seed": seed}

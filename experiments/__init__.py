@@ -1,0 +1,1 @@
+"""Sweeps over configs: they reach vivit by its command line and its files."""

@@ -1,0 +1,144 @@
+"""python -m experiments.collect FOLDER ...: the runs below some folders, as a table and a picture.
+
+Runs that differ in nothing but the seed share a row. Writes table.md, table.json and
+accuracy.png into the first folder, and prints the table.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLUMNS = (
+    ("accuracy", "test top-1 (%)"),
+    ("parameters", "parameters (M)"),
+    ("multiply_adds", "multiply-adds (M)"),
+    ("step_ms", "step time (ms)"),
+    ("temporary_bytes", "temporary memory (MB)"),
+)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The figures of a run, or {"problem": ...} where it did not finish."""
+    config = json.loads((folder / "config.json").read_text())
+    scores = sorted(folder.glob("eval/test_*.json"))
+    cost = folder / "cost.json"
+    if not scores or not cost.exists():
+        return {"config": config, "problem": "no evaluation on the test split"}
+    score, cost = json.loads(scores[-1].read_text()), json.loads(cost.read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["clips_per_second"] for line in lines if line["split"] == "train"]
+    return {
+        "config": config,
+        "accuracy": 100 * score["top1"],
+        "parameters": cost["parameters"] / 1e6,
+        "multiply_adds": cost["multiply_adds"] / 1e6,
+        "temporary_bytes": cost["temporary_bytes"] / 1e6,
+        "step_ms": 1000 * cost["batch_size"] / statistics.median(rates),
+    }
+
+
+def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows (one a config, seeds together) and lines about the runs that are left out."""
+    paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
+    if not paths:
+        raise ValueError(f"no runs in {', '.join(map(str, folders))}: nothing there has a config.json")
+    runs = {path: read_run(path) for path in paths}
+    problems = [f"{path}: {run['problem']}" for path, run in runs.items() if "problem" in run]
+    done = {path: run for path, run in runs.items() if "problem" not in run}
+    flat = {path: _flatten(run["config"]) for path, run in done.items()}
+    varied = _varied(list(flat.values()))
+    groups = defaultdict(list)
+    for path in done:
+        groups[tuple(flat[path].get(key) for key in varied)].append(path)
+    rows = []
+    for values, members in groups.items():
+        figures = {key: [done[path][key] for path in members] for key, _ in COLUMNS}
+        name = ", ".join(_short(k, v) for k, v in zip(varied, values, strict=True)) or "base"
+        rows.append({"name": name, "seeds": len(members), **figures})
+    rows.sort(key=lambda row: -statistics.mean(row["accuracy"]))
+    return rows, problems
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table; accuracy as mean ± standard deviation over the seeds, the rest medians."""
+    head = ["run", "seeds", *(title for _, title in COLUMNS)]
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    for row in rows:
+        cells = [row["name"], str(row["seeds"]), _accuracy(row["accuracy"])]
+        for key, _ in COLUMNS[1:]:
+            value = statistics.median(row[key])
+            cells.append(f"{value:.3f}" if key == "parameters" else f"{value:.1f}")
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against multiply-adds, a point a row, bars from the worst seed to the best."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        cost, mean = statistics.median(row["multiply_adds"]), statistics.mean(row["accuracy"])
+        spread = [[mean - min(row["accuracy"])], [max(row["accuracy"]) - mean]]
+        axis.errorbar(cost, mean, yerr=spread, fmt="o", capsize=3, label=row["name"])
+    axis.set(xlabel="multiply-adds a clip (M)", ylabel="test top-1 accuracy (%)", xscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _flatten(value: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {at: json.dumps(value)}
+    items = [_flatten(v, f"{at}.{k}" if at else k) for k, v in value.items()]
+    return {key: leaf for item in items for key, leaf in item.items()}
+
+
+def _varied(configs: list[dict[str, str]]) -> list[str]:
+    keys = sorted({key for config in configs for key in config} - {"seed"})
+    return [key for key in keys if len({config.get(key) for config in configs}) > 1]
+
+
+def _short(key: str, value: str | None) -> str:
+    value = "" if value is None else json.loads(value)
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if key in ("model.family", "model.kernel") else f"{key.rsplit('.', 1)[-1]} {text}"
+
+
+def _accuracy(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.collect", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="such as runs/ablate_attention/family")
+    folders = parser.parse_args(argv).folders
+    rows, problems = collect(folders)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not rows:
+        raise ValueError("none of the runs has finished")
+    print(markdown(rows), end="")
+    (folders[0] / "table.md").write_text(markdown(rows))
+    (folders[0] / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(rows, folders[0] / "accuracy.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
