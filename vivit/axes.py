@@ -4,11 +4,14 @@ B clips · F frames · H W pixels · C channels · T tubelet steps · S places p
 N tokens of one attention set · D width · h heads · k channels per head · L layers · V views
 """
 
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-Clips = Shaped[Array, "B F H W C"]  # uint8 in [0, 255], or floats in [-1, 1]
+Clips = Shaped[Array | np.ndarray, "B F H W C"]  # uint8 in [0, 255], or floats in [-1, 1]
 Grid = Float[Array, "B T S D"]  # tokens, always on their space-time grid
-HeadGrid = Float[Array, "B T S h k"]  # queries, keys and values of such a grid
+NewGrid = Float[Array, "B T2 S2 D"]  # a grid that has gained class tokens or lost pooled axes
+HeadGrid = Float[Array, "B T S h k"]  # queries and keys of such a grid
+ValueGrid = Float[Array, "B T S h c"]  # its values, and what attention makes of them
 Logits = Float[Array, "B classes"]
 Labels = Int[Array, "B"]

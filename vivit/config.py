@@ -54,7 +54,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     return FrozenConfigDict(json.loads(config.to_json()))
 
 
-def import_modules(config: Mapping[str, Any]) -> None:
+def import_modules(config: FrozenConfigDict) -> None:
     """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ..."""
     for name in config["imports"]:
         importlib.import_module(name)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from vivit.model import ViViT
 
@@ -53,6 +54,6 @@ def _products(jaxpr: Any) -> int:
             per_output = math.prod(kernel) // out_features
             total += math.prod(equation.outvars[0].aval.shape) * per_output
         else:
-            inner = sum(_products(sub) for sub in jax.core.jaxprs_in_params(equation.params))
+            inner = sum(_products(sub) for sub in jaxprs_in_params(equation.params))
             total += inner * equation.params.get("length", 1)
     return total

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Para
     return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int))
 
 
-def check_split(split: Split, model_config: Mapping[str, Any]) -> None:
+def check_split(split: Split, model_config: Any) -> None:
     """ValueError where a model does not fit the data that it is to see."""
     problems = []
     if split.clip_shape[:3] != tuple(model_config["clip"]):
@@ -93,9 +93,14 @@ def evaluate(workdir: str | Path, *, checkpoint: str = "best", split: str = "tes
         "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
         "config": json.loads(config.to_json()),
     }
-    path = workdir / "eval" / f"{split}_{step:08d}.json"
+    path = evaluation_path(workdir, split=split, step=step)
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     return path
+
+
+def evaluation_path(workdir: Path, *, split: str, step: int) -> Path:
+    """Where the scores of a checkpoint on a split are kept."""
+    return workdir / "eval" / f"{split}_{step:08d}.json"
 
 
 def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:

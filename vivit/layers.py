@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from vivit.attention import KERNELS, PATTERNS
-from vivit.axes import Clips, Grid
+from vivit.axes import Clips, Grid, NewGrid
 from vivit.registry import Registry
 
 NORM_EPSILON = 1e-6  # as Scenic and the ViT code; flax's own default is the same, by chance
@@ -24,17 +24,18 @@ NORM_EPSILON = 1e-6  # as Scenic and the ViT code; flax's own default is the sam
 # and what a stage pools. Nothing is kept where it is not asked for.
 CAPTURED = "attention"
 
-SAMPLERS: Registry[Callable[[Clips, int], Clips]] = Registry("embedding")
+SampledClips = Shaped[Array | np.ndarray, "B F2 H W C"]
+SAMPLERS: Registry[Callable[[Clips, int], SampledClips]] = Registry("embedding")
 
 
 @SAMPLERS.register("tubelet")
-def keep_all_frames(clips: Clips, frames: int) -> Clips:
+def keep_all_frames(clips: Clips, frames: int) -> SampledClips:
     """A 3D convolution over all the frames; ViViT (2103.15691), section 3.2, tubelet embedding."""
     return clips
 
 
 @SAMPLERS.register("uniform_frames")
-def keep_central_frames(clips: Clips, frames: int) -> Clips:
+def keep_central_frames(clips: Clips, frames: int) -> SampledClips:
     """One frame of each `frames`, the central one; ViViT, section 3.2, uniform frame sampling."""
     return clips[:, frames // 2 :: frames]
 
@@ -300,7 +301,7 @@ class Stage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: Grid) -> NewGrid:
         x = self._add_class_token_and_position(x)
         x = self._blocks(x)
         if self.pool:
@@ -311,7 +312,7 @@ class Stage(nn.Module):
             x = POOLS[self.pool](x, self.pool_axes)
         return x
 
-    def _add_class_token_and_position(self, x: Grid) -> Grid:
+    def _add_class_token_and_position(self, x: Grid) -> NewGrid:
         b, t, s, d = x.shape
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros, (1, 1, 1, d)).astype(x.dtype)
@@ -347,22 +348,22 @@ class Stage(nn.Module):
         return x
 
 
-def on_grid(table: Float[Array, "N D"], axes: str, grid: Grid) -> Float[Array, "1 T S D"]:
+def on_grid(table: Float[Array, "N D"], axes: str, grid: Grid) -> Float[Array, "1 #T #S D"]:
     """A position table as a grid that broadcasts over the axes that it does not span."""
     _, t, s, d = grid.shape
     shape = {"t": (1, -1, 1, d), "s": (1, 1, -1, d), "ts": (1, t, s, d)}
     return table.reshape(shape[axes])
 
 
-POOLS: Registry[Callable[[Grid, str], Grid]] = Registry("readout")
+POOLS: Registry[Callable[[Grid, str], NewGrid]] = Registry("readout")
 
 
-def _reduce(reduce: Callable, x: Grid, axes: str) -> Grid:
+def _reduce(reduce: Callable, x: Grid, axes: str) -> NewGrid:
     return reduce(x, axis=tuple("ts".index(axis) + 1 for axis in axes), keepdims=True)
 
 
 @POOLS.register("cls")
-def take_class_token(x: Grid, axes: str) -> Grid:
+def take_class_token(x: Grid, axes: str) -> NewGrid:
     """The class token, which stands first on its axes."""
     return x[:, : 1 if "t" in axes else None, : 1 if "s" in axes else None]
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from vivit.attention import KERNELS, PATTERNS
 from vivit.axes import Clips, Logits
@@ -138,7 +139,7 @@ class ViViT(nn.Module):
         return tuple(n // size for n, size in zip(self.clip, self.tubelet, strict=True))
 
 
-def build(model_config: Mapping[str, Any]) -> ViViT:
+def build(model_config: Mapping[str, Any] | ConfigDict) -> ViViT:
     """The model of a config, checked: ValueError says what is wrong and what would do."""
     given = {name: _plain(value) for name, value in dict(model_config).items()}
     fields = {f.name: f for f in dataclasses.fields(ViViT) if f.name not in ("parent", "name")}

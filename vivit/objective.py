@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from vivit.axes import Labels, Logits
 
 Mask = Float[Array, "B"]
-Sums = dict[str, tuple[Num[Array, ""], Num[Array, ""]]]
+Scalar = Num[Array | np.ndarray, ""]
+Sums = dict[str, tuple[Scalar, Scalar]]
 
 
 def cross_entropy(

@@ -38,3 +38,6 @@ class Registry(Generic[Item]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)

@@ -13,6 +13,7 @@ from vivit.model import ViViT
 from vivit.objective import cross_entropy, metric_sums
 
 Params = Any
+Leaf = Any  # an array; in a tree of shapes or of shardings, what describes it
 Step = Callable[..., Any]
 
 
@@ -29,11 +30,11 @@ class TrainState:
     step i draws from `fold_in(rng, i)`.
     """
 
-    step: jax.Array
+    step: Leaf
     params: Params
     opt_state: optax.OptState
     averaged: Params | None
-    rng: jax.Array
+    rng: Leaf
 
     @property
     def eval_params(self) -> Params:
@@ -90,7 +91,7 @@ def make_train_step(
 
         grads, sums = jax.grad(loss, has_aux=True)(state.params)
         grads, sums = total(grads), total(sums)
-        sums["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = state.averaged

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         with (
             Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
             stop_signals() as stop,
+            closing(Log(folder, steps=config.train.steps)) as log,
         ):
             if (newest := checkpoints.latest()) is not None:
                 state, position = checkpoints.restore(newest, state)
@@ -74,11 +75,13 @@ def train(config: Any, workdir: str | Path) -> TrainState:
                     raise ValueError(
                         f"the training data in {config.data.root!r} is not what {workdir} began with"
                     )
-            return _loop(config, folder, model, splits, parallel, step_fn, schedule, state,
-                         checkpoints, stop)  # fmt: skip
+            log.begin(after=int(state.step))
+            return _loop(
+                config, model, splits, parallel, step_fn, schedule, state, checkpoints, log, stop
+            )
 
 
-def _loop(config, folder, model, splits, parallel, step_fn, schedule, state, checkpoints, stop):
+def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints, log, stop):
     start, steps = int(state.step), config.train.steps
     batches = train_batches(
         splits[0],
@@ -92,7 +95,6 @@ def _loop(config, folder, model, splits, parallel, step_fn, schedule, state, che
     )
     train_step = parallel.train(step_fn, state)
     eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes))
-    log = Log(folder, start=start, steps=steps)
     batch = parallel.put(next(batches)) if start < steps else None
     if batch is not None:
         train_step = train_step.lower(state, batch).compile()
@@ -134,28 +136,30 @@ def _loop(config, folder, model, splits, parallel, step_fn, schedule, state, che
         if stop.requested:
             log.say(f"stopped at step {step}, saved; the same command goes on from there")
             break
-    log.close()
     return state
 
 
 class Log:
     """metrics.jsonl, TensorBoard, and a progress bar, or plain lines where there is no terminal."""
 
-    def __init__(self, folder: Path, *, start: int, steps: int) -> None:
+    def __init__(self, folder: Path, *, steps: int) -> None:
         self.folder = folder
         self.active = jax.process_index() == 0
         self.plain = not sys.stderr.isatty()
+        self.validation = ""
+        self.bar = tqdm(total=steps, unit="step", disable=self.plain or not self.active)
+
+    def begin(self, *, after: int) -> None:
+        """Opens the files, without the lines that an interrupted run wrote after step `after`."""
         if not self.active:
             return
-        path = folder / "metrics.jsonl"
-        # An interrupted run may have logged steps after its newest checkpoint: they come again.
+        self.bar.update(after)
+        path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= start]
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= after]
         write_atomically(path, "".join(kept))
         self.file = open(path, "a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self.bar = tqdm(total=steps, initial=start, unit="step", disable=self.plain)
-        self.validation = ""
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=after + 1)
 
     def cost(self, model: vivit.ViViT, step: Any, batch_size: int) -> None:
         memory = step.memory_analysis()
@@ -197,8 +201,8 @@ class Log:
             self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        if self.active:
-            self.bar.close()
+        self.bar.close()
+        if hasattr(self, "file"):
             self.board.close()
             self.file.close()
 

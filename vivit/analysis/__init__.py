@@ -3,5 +3,15 @@
 from vivit.analysis.capture import Attention, AttentionMaps, capture
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
+from vivit.analysis.run import Run, open_run
 
-__all__ = ["Attention", "AttentionMaps", "capture", "heat_on_frames", "overlay", "rollout"]
+__all__ = [
+    "Attention",
+    "AttentionMaps",
+    "Run",
+    "capture",
+    "heat_on_frames",
+    "open_run",
+    "overlay",
+    "rollout",
+]

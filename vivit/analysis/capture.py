@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vivit.attention import KERNELS, PATTERNS
-from vivit.axes import Clips, HeadGrid, Logits
+from vivit.axes import Clips, HeadGrid, Logits, ValueGrid
 from vivit.layers import CAPTURED
 from vivit.model import ViViT, plan_stages
 
@@ -41,7 +41,7 @@ class Attention:
     def name(self) -> str:
         return f"stage {self.stage}, layer {self.layer}, {self.pattern}"
 
-    def mix(self, v: Float[Array, "B T S h c"]) -> Float[Array, "B T S h c"]:
+    def mix(self, v: ValueGrid) -> ValueGrid:
         """Attention weights times values [B, T, S, h, c], for any number of channels c."""
         return PATTERNS[self.pattern].mix(self.q, self.k, v, KERNELS[self.kernel])
 

@@ -26,32 +26,32 @@ from PIL import Image
 from vivit.analysis.capture import AttentionMaps, capture
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
+from vivit.analysis.run import open_run
 from vivit.attention import PATTERNS
-from vivit.config import read_workdir, write_atomically
-from vivit.data.pipeline import Loader
-from vivit.data.sources import Split, open_split
-from vivit.evaluate import evaluate, restore
+from vivit.config import write_atomically
+from vivit.evaluate import evaluate, evaluation_path
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
 
 
 def write_report(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Path:
     """Writes RUN/report.html, after an evaluation of the checkpoint, and returns its path."""
-    workdir = Path(workdir)
-    config = read_workdir(workdir)
-    scores = json.loads(evaluate(workdir, checkpoint=checkpoint, split=split).read_text())
-    data = open_split(config.data.name, config.data.root, split=split, label=config.data.label)
-    model, state, _ = restore(workdir, config, checkpoint=checkpoint)
-    clips, labels = choose_samples(data)
-    maps = capture(model, jax.device_get(state.eval_params), clips)
+    run = open_run(workdir, checkpoint=checkpoint, split=split)
+    evaluated = evaluation_path(run.workdir, split=split, step=run.step)
+    if not evaluated.exists():
+        evaluate(workdir, checkpoint=str(run.step), split=split)
+    scores = json.loads(evaluated.read_text())
+    clips, labels = run.examples(run.one_of_each_class(SAMPLES))
+    names = run.split.class_names
+    maps = capture(run.model, run.params, clips)
     sections = [
-        ("Learning", [picture(draw_curves(read_metrics(workdir)))]),
-        ("Confusion", [picture(draw_confusion(scores["confusion"], data.class_names))]),
-        ("Where it looks", _samples(maps, clips, labels, data.class_names)),
+        ("Learning", [picture(draw_curves(read_metrics(run.workdir)))]),
+        ("Confusion", [picture(draw_confusion(scores["confusion"], names))]),
+        ("Where it looks", _samples(maps, clips, labels, names)),
         ("From step to step", _over_time(maps)),
     ]
-    path = workdir / "report.html"
-    write_atomically(path, _page(scores, _summary(scores, workdir), sections))
+    path = run.workdir / "report.html"
+    write_atomically(path, _page(scores, _summary(scores, run.workdir), sections))
     return path
 
 
@@ -64,19 +64,6 @@ def read_metrics(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
         keys = own[0].keys() - {"split"}
         splits[split] = {key: np.array([row[key] for row in own]) for key in keys}
     return splits
-
-
-def choose_samples(data: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The first clips of as many classes as there is room for, and then the next clips."""
-    load = Loader(data)
-    first: dict[int, int] = {}
-    for index in range(min(len(data.records), 64 * len(data.class_names))):
-        first.setdefault(int(data.records[index][data.label]), index)
-    chosen = [first[label] for label in sorted(first)][:SAMPLES]
-    rest = (i for i in range(len(data.records)) if i not in chosen)
-    chosen += [i for i, _ in zip(rest, range(SAMPLES - len(chosen)), strict=False)]
-    examples = [load(i) for i in chosen]
-    return np.stack([e["clips"] for e in examples]), np.array([e["labels"] for e in examples])
 
 
 def draw_curves(metrics: dict[str, dict[str, np.ndarray]]) -> Figure:

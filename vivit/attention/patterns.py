@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vivit.attention.kernels import Kernel
-from vivit.axes import HeadGrid
+from vivit.axes import HeadGrid, ValueGrid
 from vivit.registry import Registry
 
 
@@ -27,7 +27,7 @@ class Pattern:
     """
 
     name: str
-    mix: Callable[[HeadGrid, HeadGrid, HeadGrid, Kernel], HeadGrid]
+    mix: Callable[[HeadGrid, HeadGrid, ValueGrid, Kernel], ValueGrid]
     axes: str
     class_token: bool
     heads_multiple: int
@@ -49,7 +49,7 @@ def pattern(name: str, *, axes: str = "ts", class_token: bool = False, heads_mul
 
 
 @pattern("joint", axes="ts", class_token=True)
-def joint(q: HeadGrid, k: HeadGrid, v: HeadGrid, attend: Kernel) -> HeadGrid:
+def joint(q: HeadGrid, k: HeadGrid, v: ValueGrid, attend: Kernel) -> ValueGrid:
     """Every token meets every token of the clip: (T·S)² scores. ViViT (2103.15691), model 1."""
     steps = q.shape[1]
     q, k, v = (rearrange(x, "B T S h k -> B (T S) h k") for x in (q, k, v))
@@ -57,20 +57,20 @@ def joint(q: HeadGrid, k: HeadGrid, v: HeadGrid, attend: Kernel) -> HeadGrid:
 
 
 @pattern("space", axes="s", class_token=True)
-def space(q: HeadGrid, k: HeadGrid, v: HeadGrid, attend: Kernel) -> HeadGrid:
+def space(q: HeadGrid, k: HeadGrid, v: ValueGrid, attend: Kernel) -> ValueGrid:
     """Tokens of one step meet: T·S² scores. ViViT (2103.15691), models 2 and 3."""
     return attend(q, k, v)
 
 
 @pattern("time", axes="t", class_token=True)
-def time(q: HeadGrid, k: HeadGrid, v: HeadGrid, attend: Kernel) -> HeadGrid:
+def time(q: HeadGrid, k: HeadGrid, v: ValueGrid, attend: Kernel) -> ValueGrid:
     """Tokens of one place meet: S·T² scores. ViViT (2103.15691), models 2 and 3."""
     q, k, v = (rearrange(x, "B T S h k -> B S T h k") for x in (q, k, v))
     return rearrange(attend(q, k, v), "B S T h k -> B T S h k")
 
 
 @pattern("split_heads", axes="ts", heads_multiple=2)
-def split_heads(q: HeadGrid, k: HeadGrid, v: HeadGrid, attend: Kernel) -> HeadGrid:
+def split_heads(q: HeadGrid, k: HeadGrid, v: ValueGrid, attend: Kernel) -> ValueGrid:
     """The first half of the heads attends over time, the second over space.
 
     (T·S² + S·T²) / 2 scores. ViViT (2103.15691), model 4; the order of the halves is Scenic's.

@@ -1,0 +1,50 @@
+"""A trained run, opened to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vivit.config import read_workdir
+from vivit.data.pipeline import Loader
+from vivit.data.sources import Split, open_split
+from vivit.evaluate import restore
+from vivit.model import ViViT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and config, its model with the parameters of a checkpoint, and a split."""
+
+    workdir: Path
+    config: Any
+    model: ViViT
+    params: Any
+    step: int
+    split: Split
+
+    def examples(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Clips uint8 [B, F, H, W, 3] and labels [B] of the split, by their number."""
+        load = Loader(self.split)
+        examples = [load(index) for index in indices]
+        return np.stack([e["clips"] for e in examples]), np.array([e["labels"] for e in examples])
+
+    def one_of_each_class(self, limit: int) -> list[int]:
+        """Numbers of the first clip of each class, then of the next clips, up to `limit`."""
+        records, label = self.split.records, self.split.label
+        first: dict[int, int] = {}
+        for index in range(min(len(records), 64 * len(self.split.class_names))):
+            first.setdefault(int(records[index][label]), index)
+        chosen = [first[key] for key in sorted(first)]
+        return (chosen + [i for i in range(len(records)) if i not in chosen])[:limit]
+
+
+def open_run(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Run:
+    """Opens a folder that vivit.train made, at the checkpoint "best", "latest" or a step."""
+    config = read_workdir(workdir)
+    data = open_split(config.data.name, config.data.root, split=split, label=config.data.label)
+    model, state, _ = restore(Path(workdir), config, checkpoint=checkpoint)
+    params = jax.device_get(state.eval_params)
+    return Run(Path(workdir), config, model, params, int(state.step), data)
