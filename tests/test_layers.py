@@ -1,0 +1,118 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vivit.layers import POSITIONS, DropPath, Position, Tubelet, on_grid, sinusoids
+
+F32 = jnp.dtype("float32")
+
+
+def init(module, *args):
+    return jax.jit(module.init)(jax.random.key(0), *args).get("params", {})
+
+
+def test_a_tubelet_is_a_3d_convolution():
+    clips = jax.random.normal(jax.random.key(1), (2, 4, 8, 6, 3))
+    tubelet = Tubelet((2, 4, 3), 5, "tubelet", F32)
+    params = init(tubelet, clips)
+    convolution = nn.Conv(5, (2, 4, 3), strides=(2, 4, 3), padding="VALID")
+    expected = convolution.apply({"params": params}, clips).reshape(2, 2, 4, 5)
+    np.testing.assert_allclose(tubelet.apply({"params": params}, clips), expected, atol=1e-5)
+
+
+def test_uint8_is_scaled_to_minus_one_to_one():
+    clips = jax.random.randint(jax.random.key(1), (1, 2, 4, 4, 3), 0, 256).astype(jnp.uint8)
+    tubelet = Tubelet((2, 2, 2), 5, "tubelet", F32)
+    params = init(tubelet, clips)
+    scaled = clips / 127.5 - 1.0
+    assert float(scaled.min()) >= -1
+    np.testing.assert_allclose(
+        tubelet.apply({"params": params}, clips),
+        tubelet.apply({"params": params}, scaled),
+        atol=1e-5,
+    )
+
+
+def test_uniform_frames_see_one_central_frame_of_each_group():
+    clips = jax.random.normal(jax.random.key(1), (1, 6, 4, 4, 3))
+    sampled = Tubelet((3, 2, 2), 5, "uniform_frames", F32)
+    params = init(sampled, clips)
+    assert params["kernel"].shape == (1, 2, 2, 3, 5)
+    single = Tubelet((1, 2, 2), 5, "tubelet", F32)
+    np.testing.assert_allclose(
+        sampled.apply({"params": params}, clips),
+        single.apply({"params": params}, clips[:, jnp.array([1, 4])]),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_positions_have_a_row_a_token(kind, class_token):
+    position = Position(kind, (2, 3, 4), class_token)
+    params = init(_Call(position))
+    table = _Call(position).apply({"params": params})
+    assert table.shape == (24 + class_token, 12)
+
+
+class _Call(nn.Module):
+    """A module that takes the width, as one that can be initialised under jit."""
+
+    position: nn.Module
+
+    def __call__(self):
+        return self.position(12)
+
+
+def test_separable_positions_are_sums_over_the_axes():
+    position = _Call(Position("learned_separable", (2, 3, 4), False))
+    params = init(position)
+    tables = [params["position"][f"table_{axis}"] for axis in range(3)]
+    assert [len(t) for t in tables] == [2, 3, 4]
+    got = position.apply({"params": params}).reshape(2, 3, 4, 12)
+    expected = tables[0][:, None, None] + tables[1][None, :, None] + tables[2][None, None]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_sinusoids_are_sines_and_cosines():
+    table = sinusoids(3, 4)
+    np.testing.assert_allclose(table[0], [0, 0, 1, 1], atol=1e-7)
+    np.testing.assert_allclose(table[1], [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)], rtol=1e-6)
+
+
+def test_separable_sinusoids_change_along_one_axis_in_its_own_channels():
+    position = _Call(Position("sinusoidal_separable", (2, 3, 4), False))
+    table = np.asarray(position.apply({})).reshape(2, 3, 4, 12)
+    np.testing.assert_array_equal(table[0, ..., 4:], table[1, ..., 4:])
+    np.testing.assert_array_equal(table[:, 0, :, :4], table[:, 2, :, :4])
+    assert (table[0, ..., :4] != table[1, ..., :4]).any()
+
+
+def test_positions_broadcast_over_the_other_axis():
+    grid = jnp.zeros((1, 2, 3, 5))
+    table = jnp.arange(15.0).reshape(3, 5)
+    assert on_grid(table, "s", grid).shape == (1, 1, 3, 5)
+    assert on_grid(table[:2], "t", grid).shape == (1, 2, 1, 5)
+
+
+def test_drop_path_drops_whole_clips_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3, 1))
+    out = DropPath(0.25).apply({}, x, rngs={"dropout": jax.random.key(0)})
+    per_clip = np.asarray(out).reshape(4000, -1)
+    assert (per_clip == per_clip[:, :1]).all()
+    np.testing.assert_allclose(np.unique(per_clip), [0, 1 / 0.75], rtol=1e-6)
+    assert float(out.mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_drop_path_grows_with_the_fraction_of_the_depth():
+    x = jnp.ones((4000, 1, 1, 1))
+    apply = lambda fraction: DropPath(0.5).apply({}, x, fraction, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(apply(0.0), x)
+    assert float((apply(0.5) == 0).mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_without_a_dropout_rng_nothing_is_dropped():
+    x = jnp.ones((8, 1, 1, 1))
+    np.testing.assert_array_equal(DropPath(0.9).apply({}, x), x)
