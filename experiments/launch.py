@@ -8,6 +8,7 @@ reported and the others go on. Launched again, finished runs are skipped and cut
 import argparse
 import importlib.util
 import inspect
+import shlex
 import subprocess
 import sys
 import time
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.dry_run:
         for run in runs:
             for command in commands(arguments.config, run, folder / run.name):
-                print(" ".join(["python", *command[1:]]))
+                print(shlex.join(["python", *command[1:]]))
         return
     failed = launch(arguments.config, runs, folder)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done in {folder}")

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -8,15 +9,15 @@ import pytest
 import vivit
 from vivit import describe
 from vivit.attention import KERNELS, PATTERNS, pattern
-from vivit.cost import count_multiply_adds, count_parameters
+from vivit.cost import abstract_params, count_multiply_adds, count_parameters
 from vivit.layers import REMAT
-from vivit.model import FAMILIES, SIZES, plan_stages, stack_layers, unstack_layers
+from vivit.model import FAMILIES, SIZES, Size, plan_stages, stack_layers, unstack_layers
 
 TINY = {
     "clip": (4, 8, 8),
     "classes": 5,
     "width": 8,
-    "depth": 3,
+    "depth": 2,
     "heads": 2,
     "mlp_dim": 16,
     "temporal_depth": 2,
@@ -33,13 +34,12 @@ TABLE_2 = {  # ViViT (2103.15691), table 2: million parameters, giga multiply-ad
 PAPER = {"size": "B/16x2", "clip": (32, 224, 224), "classes": 400}
 
 
+@functools.cache
 def init(model, seed=0):
-    """Parameters with nothing left at zero."""
-    params = jax.jit(model.init)(jax.random.key(seed), CLIPS)["params"]
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noise = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, [x + n for x, n in zip(leaves, noise, strict=True)])
+    """Random parameters with nothing left at zero; drawn by numpy, as compiling init takes seconds."""
+    rng = np.random.default_rng(seed)
+    draw = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)
+    return jax.tree.map(draw, abstract_params(model))
 
 
 def logits(model, params, clips=CLIPS, **kwargs):
@@ -48,17 +48,24 @@ def logits(model, params, clips=CLIPS, **kwargs):
 
 @pytest.mark.parametrize("family", list(TABLE_2))
 def test_the_papers_table_2(family):
-    model = vivit.build({**PAPER, "family": family})
+    model = vivit.build({**PAPER, "family": family, "scan": True})  # traces in a twelfth of the time
     parameters, multiply_adds = TABLE_2[family]
     # The paper prints 88.9 for what is 88.952 M by Scenic's own tree: half a unit more than rounding.
     assert count_parameters(model) / 1e6 == pytest.approx(parameters, abs=0.0525)
     assert count_multiply_adds(model) / 1e9 == pytest.approx(multiply_adds, rel=0.01)
-    assert describe.xla_multiply_adds(model) / 1e9 == pytest.approx(multiply_adds, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(TABLE_2))
+def test_xlas_count_is_the_papers(family):
+    model = vivit.build({**PAPER, "family": family})
+    multiply_adds = describe.xla_multiply_adds(model) / 1e9
+    assert multiply_adds == pytest.approx(TABLE_2[family][1], rel=0.002)
 
 
 def test_multiply_adds_by_hand():
     model = vivit.build({**TINY, "family": "joint"})
-    n, d, hidden, layers = 8, 8, 16, 3
+    n, d, hidden, layers = 8, 8, 16, 2
     block = n * (4 * d * d + 2 * d * hidden) + 2 * n * n * d
     assert count_multiply_adds(model) == layers * block + n * (2 * 4 * 4 * 3) * d + d * 5
     scanned = vivit.build({**TINY, "family": "joint", "scan": True})
@@ -91,8 +98,9 @@ def test_every_family_is_the_same_under_every_kernel(family, kernel):
 @pytest.mark.parametrize("remat", list(REMAT))
 @pytest.mark.parametrize("scan", [False, True])
 def test_scan_and_remat_change_no_value_and_no_gradient(scan, remat):
-    plain = vivit.build(TINY)
-    other = vivit.build({**TINY, "scan": scan, "remat": remat})
+    config = {**TINY, "depth": 2, "temporal_depth": 1}
+    plain = vivit.build(config)
+    other = vivit.build({**config, "scan": scan, "remat": remat})
     params = init(plain)
 
     def grads(model, params):
@@ -108,8 +116,7 @@ def test_scan_and_remat_change_no_value_and_no_gradient(scan, remat):
 
 
 def test_layers_are_stacked_in_order_beyond_nine():
-    model = vivit.build({**TINY, "depth": 11})
-    params = init(model)
+    params = init(vivit.build({**TINY, "depth": 11}))
     stacked = stack_layers(params)
     for a, b in zip(jax.tree.leaves(unstack_layers(stacked)), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -145,11 +152,11 @@ def test_a_clip_of_one_step_makes_space_and_joint_the_same():
     config = {**TINY, "clip": (2, 8, 8)}
     clips = CLIPS[:, :2]
     one = vivit.build({**config, "family": "joint"})
-    params = jax.jit(one.init)(jax.random.key(0), clips)["params"]
+    params = init(one)
     rename = lambda tree: {
         k.replace("joint", "space"): rename(v) if isinstance(v, dict) else v for k, v in tree.items()
     }
-    stages = [{"depth": 3, "mixers": ["space"], "pool": "mean"}]
+    stages = [{"depth": 2, "mixers": ["space"], "pool": "mean"}]
     other = vivit.build({**config, "stages": stages})
     np.testing.assert_allclose(
         logits(one, params, clips), logits(other, rename(params), clips), atol=1e-5
@@ -239,18 +246,20 @@ def test_a_pattern_of_ones_own_is_a_family_of_its_own():
             return attend(q, jnp.roll(k, -1, axis=1), jnp.roll(v, -1, axis=1))
 
     try:
-        model = vivit.build({**TINY, "family": "next_step", "kernel": "chunked"})
-        assert "attention_next_step" in init(model)["stage_0"]["layer_0"]
-        assert logits(model, init(model)).shape == (2, 5)
+        model = vivit.build({**TINY, "depth": 1, "family": "next_step", "kernel": "chunked"})
+        params = init(model)
+        assert "attention_next_step" in params["stage_0"]["layer_0"]
+        assert logits(model, params).shape == (2, 5)
     finally:
         del PATTERNS._items["next_step"]
 
 
-def test_describe_counts_a_small_model(capsys):
-    flags = ["--family=joint", "--size=Ti/16x2", "--clip=4x32x32", "--classes=3", "--json"]
+def test_describe_counts_a_small_model(capsys, monkeypatch):
+    monkeypatch.setitem(SIZES._items, "Nano", Size(16, 2, 2, 16))
+    flags = ["--family=joint", "--size=Nano/16x2", "--clip=4x32x32", "--classes=3", "--json"]
     describe.main(flags)
     counts = json.loads(capsys.readouterr().out)
-    model = vivit.build({"family": "joint", "size": "Ti/16x2", "clip": (4, 32, 32), "classes": 3})
+    model = vivit.build({"family": "joint", "size": "Nano/16x2", "clip": (4, 32, 32), "classes": 3})
     assert counts["tokens"] == 8
     assert counts["parameters"] == count_parameters(model)
     assert counts["multiply_adds"] == count_multiply_adds(model)

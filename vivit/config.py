@@ -37,6 +37,8 @@ def parse(
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     """The config of a Python file with `--config.KEY=VALUE` overrides, as JSON would give it back."""
+    if not Path(file).exists():
+        raise ValueError(f"no config file {file!r}; configs/ has some")
     values = flags.FlagValues()
     argv = ["vivit", f"--config={file}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -50,6 +52,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
             "Write --config.KEY=VALUE with a key of configs/common.py and a value of its type."
         ) from error
     if not isinstance(config, ConfigDict):
+        getattr(config, "seed", None)  # a file that failed to load raises its own error here
         raise ValueError(f"get_config() of {file} returns a {type(config).__name__}, no ConfigDict")
     return FrozenConfigDict(json.loads(config.to_json()))
 

@@ -99,7 +99,7 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
     if batch is not None:
         train_step = train_step.lower(state, batch).compile()
         log.cost(model, train_step, config.data.batch_size)
-    pending, since = [], time.perf_counter()
+    pending, since, step = [], time.perf_counter(), start
 
     for step in range(start + 1, steps + 1):
         state, sums = train_step(state, batch)
@@ -133,9 +133,10 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
             checkpoints.save(
                 step, state, data=position, config=json.loads(config.to_json()), metrics=validated
             )
-        if stop.requested:
-            log.say(f"stopped at step {step}, saved; the same command goes on from there")
+        if last:
             break
+    if step < steps:
+        log.say(f"stopped at step {step}, saved; the same command goes on from there")
     return state
 
 

@@ -1,0 +1,161 @@
+"""Attention maps and rollout, against explicit matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vivit
+from tests.test_model import CLIPS, TINY, init
+from vivit.analysis import capture, heat_on_frames, overlay, rollout
+from vivit.attention import KERNELS
+from vivit.model import FAMILIES, plan_stages, stack_layers
+
+CASES = [
+    (family, readout)
+    for family in FAMILIES
+    for readout in ("cls", "mean", "max")
+    if readout != "cls" or family not in ("factorised_self_attention", "factorised_dot_product")
+]
+
+
+def look(family="joint", readout="mean", **change):
+    model = vivit.build({**TINY, "family": family, "readout": readout, **change})
+    params = init(model)
+    if change.get("scan"):
+        params = stack_layers(init(model.clone(scan=False)))
+    return capture(model, params, CLIPS)
+
+
+@pytest.mark.parametrize(("family", "readout"), CASES)
+def test_capture_changes_no_logit_and_maps_have_the_clips_grid(family, readout):
+    maps = look(family, readout)
+    plain = maps.model.apply({"params": init(maps.model)}, CLIPS)
+    np.testing.assert_allclose(maps.logits, plain, atol=1e-5)
+    for attention in maps.attentions:
+        weights = np.asarray(attention.weights(chunk=3))
+        steps, places = (2, 4) if attention.stage == 0 else (2, 1)
+        assert weights.shape == (2, 2, steps, places, steps, places)
+        rows = weights.sum(axis=(-1, -2))
+        if attention.class_token:
+            assert (rows < 1).all()
+        else:
+            np.testing.assert_allclose(rows, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"kernel": k} for k in KERNELS] + [{"scan": True}])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_maps_are_the_same_under_every_kernel_and_scan(family, change):
+    plain, other = look(family), look(family, **change)
+    for a, b in zip(plain.attentions, other.attentions, strict=True):
+        np.testing.assert_allclose(a.weights(), b.weights(), atol=1e-5)
+    np.testing.assert_allclose(rollout(plain), rollout(other), atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "readout"), CASES)
+def test_weights_over_time_are_sums_of_weights(family, readout):
+    for attention in look(family, readout).attentions:
+        expected = attention.weights().sum(axis=5).mean(axis=3)
+        np.testing.assert_allclose(attention.over_time(), expected, atol=1e-5)
+
+
+def full_matrix(attention):
+    """[B, N, N] of one attention on its own grid with class tokens, the mean over its heads."""
+    b, t, s, h, _ = attention.q.shape
+    marks = jnp.broadcast_to(jnp.eye(t * s).reshape(1, t, s, 1, t * s), (b, t, s, h, t * s))
+    return np.asarray(attention.mix(marks)).mean(axis=3).reshape(b, t * s, t * s)
+
+
+def explicit_joint_rollout(maps, readout):
+    """Abnar & Zuidema's product of matrices."""
+    product = np.eye(full_matrix(maps.attentions[0]).shape[-1])[None]
+    for attention in maps.attentions:
+        matrix = full_matrix(attention)
+        product = (0.5 * np.eye(matrix.shape[-1]) + 0.5 * matrix) @ product
+    row = product[:, 0, 1:] if readout == "cls" else product.mean(axis=1)
+    return row / row.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean"])
+def test_rollout_of_a_joint_model_is_the_product_of_its_matrices(readout):
+    maps = look("joint", readout)
+    ours = np.asarray(rollout(maps)).reshape(2, -1)
+    np.testing.assert_allclose(ours, explicit_joint_rollout(maps, readout), atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean"])
+def test_rollout_of_a_factorised_encoder_goes_through_both_stages(readout):
+    """Share of (t, s): the share of step t in the second stage, times that of s within the step."""
+    maps = look("factorised_encoder", readout)
+    cls = readout == "cls"
+
+    def stage_rows(stage):
+        product = None
+        for attention in (a for a in maps.attentions if a.stage == stage):
+            b, t, s, h, _ = attention.q.shape
+            matrix = full_matrix(attention)  # over (t, s) with class tokens
+            mixed = 0.5 * np.eye(t * s) + 0.5 * matrix
+            product = mixed if product is None else mixed @ product
+        return product, (t, s)
+
+    temporal, _ = stage_rows(1)
+    spatial, (t, s) = stage_rows(0)
+    over_steps = temporal[:, 0, 1:] if cls else temporal.mean(axis=1)  # [B, T]
+    spatial = spatial.reshape(2, t, s, t, s)
+    expected = np.zeros((2, 2, 4))
+    for step in range(t):
+        own = spatial[:, step, :, step]  # [B, s, s]
+        row = own[:, 0, 1:] if cls else own.mean(axis=1)
+        expected[:, step] = over_steps[:, step, None] * row
+    expected /= expected.sum(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(rollout(maps), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "readout"), CASES)
+def test_rollout_is_a_distribution_over_the_clip(family, readout):
+    shares = np.asarray(rollout(look(family, readout)))
+    assert shares.shape == (2, 2, 4)
+    assert (shares >= 0).all()
+    np.testing.assert_allclose(shares.sum(axis=(1, 2)), 1, atol=1e-5)
+
+
+def test_with_the_whole_residual_kept_rollout_is_the_readout_alone():
+    np.testing.assert_allclose(rollout(look(), residual=0.999999), 1 / 8, atol=1e-5)
+    with pytest.raises(ValueError, match=r"residual=1.0 is not in \[0, 1\)"):
+        rollout(look(), residual=1.0)
+
+
+def test_layers_are_chosen_by_pattern_and_stage():
+    maps = look("factorised_encoder")
+    assert maps.weights(pattern="time").shape == (2, 2, 2, 2, 1, 2, 1)
+    assert maps.over_time(stage=1).shape == (2, 2, 2, 2, 2)
+    with pytest.raises(ValueError, match="no attention with pattern='joint'"):
+        maps.of(pattern="joint")
+
+
+def test_positions_of_the_model_are_known_to_the_maps():
+    joint = plan_stages(vivit.build({**TINY, "family": "joint", "readout": "cls"}))
+    assert joint[0]["class_token"] == "ts"
+
+
+def test_heat_lies_on_its_frames_and_places():
+    heat = np.zeros((2, 4), np.float32)
+    heat[1, 3] = 1  # the second tubelet, bottom right
+    frames = heat_on_frames(heat, grid=(2, 2, 2), clip=(4, 8, 8))
+    assert frames.shape == (4, 8, 8)
+    assert frames[:2].max() == 0
+    assert np.unravel_index(frames[2].argmax(), (8, 8)) >= (6, 6)
+    assert frames[2, :2, :2].max() == 0
+
+
+def test_an_overlay_leaves_cold_pixels_alone():
+    clip = np.full((2, 4, 4, 3), 100, np.uint8)
+    heat = np.zeros((2, 4, 4), np.float32)
+    heat[1, 2, 3] = 5
+    covered = overlay(clip, heat)
+    changed = (covered != clip).any(axis=-1)
+    assert changed.sum() == 1
+    assert changed[1, 2, 3]
+    np.testing.assert_array_equal(overlay(clip, np.zeros_like(heat)), clip)
+
+

@@ -1,0 +1,122 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from vivit.data.__main__ import main
+from vivit.data.pipeline import eval_batches, train_batches
+from vivit.data.sources import open_split, prepare
+
+
+@pytest.fixture(scope="module")
+def train_split(data_root):
+    return open_split("moving_digits", data_root, split="train", label="motion")
+
+
+def take(split, count, **kwargs):
+    batches = train_batches(split, **{"batch_size": 8, "seed": 3, **kwargs})
+    return [next(batches) for _ in range(count)]
+
+
+def same(a, b):
+    return all((a[key] == b[key]).all() for key in a)
+
+
+def test_batches_have_the_documented_shapes(train_split):
+    (batch,) = take(train_split, 1)
+    assert batch["clips"].shape == (8, 16, 32, 32, 3)
+    assert batch["clips"].dtype == np.uint8
+    assert batch["labels"].dtype == np.int32
+    assert batch["mask"].tolist() == [1.0] * 8
+
+
+def test_a_batch_is_a_function_of_seed_and_step(train_split):
+    batches = take(train_split, 9)
+    assert same(take(train_split, 1, start=6)[0], batches[6])
+    assert same(take(train_split, 1, start=6, threads=1)[0], batches[6])
+    assert not same(take(train_split, 1, seed=4)[0], batches[0])
+
+
+def test_every_epoch_has_every_clip_once_in_a_new_order(train_split):
+    batches = take(train_split, 8)  # two epochs of 32 clips
+    epochs = [np.concatenate([b["clips"] for b in part]) for part in (batches[:4], batches[4:])]
+    prints = [[clip.tobytes() for clip in epoch] for epoch in epochs]
+    assert len(set(prints[0])) == 32
+    assert set(prints[0]) == set(prints[1])
+    assert prints[0] != prints[1]
+
+
+def test_processes_share_a_batch(train_split):
+    whole = take(train_split, 3)[2]
+    parts = [take(train_split, 1, start=2, process=p, processes=2)[0] for p in (0, 1)]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in whole}
+    assert same(joined, whole)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(train_split):
+    assert same(take(train_split, 2, workers=2)[1], take(train_split, 2)[1])
+
+
+def test_the_last_batch_is_padded_and_masked(data_root):
+    split = open_split("moving_digits", data_root, split="test", label="digit")
+    batches = list(eval_batches(split, batch_size=8))
+    assert [b["mask"].sum() for b in batches] == [8, 8, 5]
+    assert {len(b["clips"]) for b in batches} == {8}
+    labels = np.concatenate([b["labels"][b["mask"] == 1] for b in batches])
+    assert labels.tolist() == [int(r["digit"]) for r in split.records]
+    halves = [list(eval_batches(split, batch_size=8, process=p, processes=2)) for p in (0, 1)]
+    assert np.concatenate([halves[0][2]["mask"], halves[1][2]["mask"]]).tolist() == [1] * 5 + [0] * 3
+
+
+def test_labels_and_splits_have_names(data_root, train_split):
+    assert train_split.class_names[0] == "left"
+    digits = open_split("moving_digits", data_root, split="test", label="digit")
+    assert digits.class_names == tuple("0123456789")
+    with pytest.raises(ValueError, match="no label 'colour'; it has: motion, digit"):
+        open_split("moving_digits", data_root, split="test", label="colour")
+    with pytest.raises(ValueError, match="no split 'dev'; it has: test, train, validation"):
+        open_split("moving_digits", data_root, split="dev", label="motion")
+
+
+def test_data_that_was_never_prepared_says_how_to(tmp_path):
+    with pytest.raises(ValueError, match="python -m vivit.data prepare moving_digits"):
+        open_split("moving_digits", tmp_path, split="test", label="motion")
+    with pytest.raises(ValueError, match="unknown data set 'moving_dgits'; known: moving_digits"):
+        open_split("moving_dgits", tmp_path, split="test", label="motion")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["no shard", "no info", "cut shard"])
+def test_half_written_data_is_refused_and_kept(data_root, tmp_path, damage):
+    root = tmp_path / "data"
+    shutil.copytree(data_root, root)
+    shard = next(root.rglob("*train.array_record*"))
+    if damage == "no shard":
+        shard.unlink()
+    elif damage == "no info":
+        next(root.rglob("dataset_info.json")).unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:5000])
+    before = sorted(root.rglob("*"))
+    for action in (
+        lambda: open_split("moving_digits", root, split="train", label="motion"),
+        lambda: prepare("moving_digits", root),
+    ):
+        with pytest.raises(ValueError, match="is not complete.*move that folder away"):
+            action()
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_batch_must_fit_the_data_and_the_processes(train_split):
+    with pytest.raises(ValueError, match="batch_size=33 is larger than the 32 clips"):
+        take(train_split, 1, batch_size=33)
+    with pytest.raises(ValueError, match="batch_size=8 is not a multiple of the 3 processes"):
+        take(train_split, 1, processes=3)
+
+
+def test_prepare_twice_keeps_what_is_there(data_root, capsys):
+    before = {path: path.stat().st_mtime_ns for path in data_root.rglob("*.array_record*")}
+    main(["prepare", "moving_digits", str(data_root)])
+    assert "moving_digits is ready" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in data_root.rglob("*.array_record*")} == before

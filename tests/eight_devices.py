@@ -1,0 +1,63 @@
+"""Run by test_parallel.py in processes of their own: five steps, and what came out, as an npz.
+
+    JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+import vivit
+from tests.test_model import TINY
+from vivit.optim import make_optimizer
+from vivit.parallel import make_parallel
+from vivit.step import make_eval_step, make_init, make_train_step
+
+RULES = (
+    (r"(query|key|value)/kernel$", ("fsdp", None, None)),
+    (r"mlp/\w+/kernel$", ("fsdp", None)),
+)
+
+
+def main(out, mode, fsdp, dropout):
+    model = vivit.build({**TINY, "depth": 1, "temporal_depth": 1, "dropout": float(dropout)})
+    # SGD: AdamW's division would hide a wrong scale of the gradients.
+    optimizer, _ = make_optimizer(
+        steps=5, name="sgd", lr=0.1, lr_floor=0.1, warmup_steps=0, clip_norm=1.0,
+        b1=0.9, b2=0.999, momentum=0.9, weight_decay=0.01,
+    )  # fmt: skip
+    parallel = make_parallel(mode=mode, data=-1, fsdp=int(fsdp), rules=RULES)
+    init = make_init(model, optimizer, average_decay=0.9)
+    state = parallel.init(init, 0)
+    step = make_train_step(model, optimizer, label_smoothing=0.1, average_decay=0.9)
+    step = parallel.train(step, state)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(5):
+        batch = {
+            "clips": rng.integers(0, 256, (16, *model.clip, 3)).astype(np.uint8),
+            "labels": rng.integers(0, 5, 16).astype(np.int32),
+            "mask": (np.arange(16) < 13).astype(np.float32),  # uneven over the devices
+        }
+        state, sums = step(state, parallel.put(batch))
+        losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))
+    evaluate = parallel.evaluate(make_eval_step(model, classes=5))
+    _, confusion = evaluate(state.eval_params, parallel.put(batch))
+    kernel = state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.averaged))
+    }
+    np.savez(
+        out,
+        losses=losses,
+        confusion=np.asarray(confusion),
+        devices=jax.device_count(),
+        shards=len({shard.index for shard in kernel.addressable_shards}),
+        **leaves,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,138 @@
+import json
+import sys
+
+import pytest
+
+from experiments import collect, launch
+from tests.conftest import ROOT
+
+ABLATION = str(ROOT / "configs/ablate_attention.py")
+
+
+def test_the_ablation_is_family_by_kernel_by_seed():
+    runs = launch.load_sweep(ABLATION, "kernel")
+    assert len({run.name for run in runs}) == 5 * 2 * 3
+    assert len(launch.load_sweep(ABLATION, "family")) == 5 * 3
+    assert runs[0].overrides["model.family"] == "factorised_encoder"
+
+
+def test_an_unknown_sweep_lists_the_known():
+    with pytest.raises(ValueError, match="no sweep 'famly'; it has: family, kernel"):
+        launch.load_sweep(ABLATION, "famly")
+    with pytest.raises(ValueError, match="no config file"):
+        launch.load_sweep("nothing.py", "family")
+
+
+def test_all_typos_of_a_sweep_are_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "from configs.moving_digits import get_config\n"
+        "def sweep_typo():\n"
+        '    yield {"model.famly": "joint"}\n'
+        '    yield {"train.steps": "many"}\n'
+        '    yield {"seed": 1}\n'
+        '    yield {"seed": 1}\n'
+    )
+    with pytest.raises(ValueError, match="typo") as error:
+        launch.load_sweep(str(path), "typo")
+    text = str(error.value)
+    assert "famly" in text
+    assert "many" in text
+    assert "two runs are seed=1" in text
+
+
+@pytest.fixture
+def sweep_file(tmp_path, data_root, monkeypatch):
+    """A sweep of three tiny runs, the second of which fails."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        f"""
+from configs import moving_digits
+
+def get_config():
+    config = moving_digits.get_config()
+    config.model.update(width=16, depth=1, heads=2, mlp_dim=16, temporal_depth=1)
+    config.model.tubelet = (4, 16, 16)
+    config.data.update(root={str(data_root)!r}, batch_size=8)
+    config.train.update(steps=3, log_every=1, eval_every=3)
+    config.optim.warmup_steps = 1
+    return config
+
+def sweep_families():
+    for family in ("joint", "jiont", "factorised_encoder"):
+        yield {{"model.family": family, "seed": 0}}
+"""
+    )
+    return path
+
+
+def test_a_failed_run_is_said_and_the_others_go_on(sweep_file, tmp_path, capsys):
+    arguments = [f"--config={sweep_file}", "--sweep=families", f"--runs={tmp_path / 'runs'}"]
+    with pytest.raises(SystemExit, match="failed: family=jiont,seed=0"):
+        launch.main(arguments)
+    out = capsys.readouterr().out
+    assert "2 of 3 runs are done" in out
+    assert "FAILED" in out
+    assert "unknown family 'jiont'" in out
+    folder = tmp_path / "runs/tiny/families"
+    # Again: what is done is not done twice.
+    with pytest.raises(SystemExit):
+        launch.main(arguments)
+    assert capsys.readouterr().out.count("done already") == 2
+
+    collect.main([str(folder)])
+    table = capsys.readouterr().out
+    assert (folder / "table.md").read_text() == table
+    assert (folder / "accuracy.png").stat().st_size > 1000
+    rows = json.loads((folder / "table.json").read_text())
+    assert {row["name"] for row in rows} == {"joint", "factorised_encoder"}
+    for row in rows:
+        scores = next(folder.glob(f"family={row['name']},*/eval/test_*.json"))
+        assert row["accuracy"] == [100 * json.loads(scores.read_text())["top1"]]
+
+
+def test_a_dry_run_prints_commands_that_can_be_pasted(capsys):
+    launch.main([f"--config={ABLATION}", "--sweep=family", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 30
+    assert lines[0].startswith("python -m vivit.train --config=")
+    assert "'--config.model.tubelet=(1, 8, 8)'" in lines[-2]
+
+
+def run_folder(folder, *, family, seed, top1, finished=True):
+    folder.mkdir(parents=True)
+    config = {"model": {"family": family}, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    if not finished:
+        return
+    cost = {"parameters": 2e6, "multiply_adds": 3e6, "temporary_bytes": 4e6, "batch_size": 10}
+    (folder / "cost.json").write_text(json.dumps(cost))
+    line = {"step": 1, "split": "train", "clips_per_second": 100.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "eval").mkdir()
+    (folder / "eval/test_00000001.json").write_text(json.dumps({"top1": top1}))
+
+
+def test_seeds_share_a_row_and_unfinished_runs_are_named(tmp_path, capsys):
+    run_folder(tmp_path / "a0", family="joint", seed=0, top1=0.9)
+    run_folder(tmp_path / "a1", family="joint", seed=1, top1=0.92)
+    run_folder(tmp_path / "b0", family="average_pool", seed=0, top1=0.5)
+    run_folder(tmp_path / "b1", family="average_pool", seed=1, top1=0, finished=False)
+    collect.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "| joint | 2 | 91.00 ± 1.41 | 2.000 | 3.0 | 100.0 | 4.0 |" in out
+    assert "| average_pool | 1 | 50.00 |" in out
+    assert "b1: no evaluation on the test split" in err
+
+
+def test_nothing_to_collect_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no runs in"):
+        collect.main([str(tmp_path)])
+
+
+def test_runs_use_the_same_python():
+    command = next(launch.commands("c.py", launch.Run("n", {"seed": 1}), ROOT / "n"))
+    assert command[0] == sys.executable
+    assert command[-1] == "--config.seed=1"

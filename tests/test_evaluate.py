@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+import pytest
+
+from vivit.data.pipeline import eval_batches
+from vivit.data.sources import open_split
+from vivit.evaluate import evaluate, main, per_class, restore, score
+from vivit.step import make_eval_step
+
+
+def test_every_clip_counts_once_whatever_the_batch(tiny_run, tiny_config, data_root):
+    config = tiny_config()
+    split = open_split("moving_digits", data_root, split="test", label="motion")
+    model, state, parallel = restore(tiny_run, config, checkpoint="latest")
+    step = parallel.evaluate(make_eval_step(model, classes=8))
+    results = [
+        score(step, state.eval_params, eval_batches(split, batch_size=size), parallel)
+        for size in (21, 8, 5)  # whole, and with 3 and 4 clips of padding
+    ]
+    for result in results:
+        assert result.confusion.sum() == 21
+        np.testing.assert_array_equal(result.confusion, results[0].confusion)
+        assert result.metrics == pytest.approx(results[0].metrics, rel=1e-5)
+        top1 = np.trace(result.confusion) / 21
+        assert result.metrics["top1"] == pytest.approx(top1)
+    labels = [int(r["motion"]) for r in split.records]
+    np.testing.assert_array_equal(results[0].confusion.sum(axis=1), np.bincount(labels, minlength=8))
+
+
+def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):
+    main([f"--workdir={tiny_run}", "--checkpoint=latest"])
+    assert "top-1" in capsys.readouterr().out
+    result = json.loads((tiny_run / "eval/test_00000006.json").read_text())
+    assert result["clips"] == 21
+    assert result["checkpoint"] == "checkpoints/6"
+    assert result["config"] == json.loads(tiny_config().to_json())
+    assert result["data"]["version"] == "1.0.0"
+    assert len(result["data"]["digest"]) == 64
+    assert len(result["per_class"]) == 8
+
+
+def test_per_class_by_hand():
+    rows = per_class(np.array([[3, 1], [0, 0]]), ("a", "b"))
+    assert rows == [
+        {"class": "a", "clips": 4, "recall": 0.75, "precision": 1.0},
+        {"class": "b", "clips": 0, "recall": None, "precision": 0.0},
+    ]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        evaluate(tmp_path)

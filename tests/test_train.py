@@ -1,0 +1,248 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vivit
+from tests.conftest import ROOT, TINY
+from vivit.checkpoint import Checkpoints
+from vivit.config import claim_workdir, differences, locked, read_config, read_workdir
+from vivit.evaluate import restore
+from vivit.train import main, train
+
+CONFIG = str(ROOT / "configs/moving_digits.py")
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
+
+
+def stop_after(step):
+    """Makes a run end by SIGTERM as soon as it has logged a step."""
+    from vivit import train as module
+
+    write = module.Log.write
+
+    def write_and_stop(self, at, split, values):
+        write(self, at, split, values)
+        if at == step and split == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return write_and_stop
+
+
+def test_a_run_leaves_what_it_says(tiny_run, tiny_config):
+    assert json.loads((tiny_run / "config.json").read_text()) == json.loads(tiny_config().to_json())
+    cost = json.loads((tiny_run / "cost.json").read_text())
+    model = vivit.build(tiny_config().model)
+    from vivit.cost import count_parameters
+
+    assert cost["parameters"] == count_parameters(model)
+    assert cost["temporary_bytes"] > 0
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    steps = {split: [r["step"] for r in lines if r["split"] == split] for split in
+             ("train", "validation")}  # fmt: skip
+    assert steps == {"train": [2, 4, 6], "validation": [4, 6]}
+    assert lines[0].keys() >= {"loss", "top1", "top5", "lr", "grad_norm", "clips_per_second"}
+    assert list((tiny_run / "tensorboard").glob("events*"))
+    kept = {int(path.name) for path in (tiny_run / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept in ({4, 6}, {2, 4, 6})
+
+
+def test_a_stopped_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, monkeypatch):
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr("vivit.train.Log.write", stop_after(2))
+        assert int(train(config, tmp_path / "run").step) == 3  # the step after the signal is saved
+    state = train(config, tmp_path / "run")
+    _, uninterrupted, _ = restore(tiny_run, config, checkpoint="latest")
+    assert_same(state, uninterrupted)
+    # The log has no step twice, and ends with the same figures.
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if row["split"] == "validation"]
+    assert steps == [4, 6]
+    other = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1] == other[-1]
+
+
+def test_a_killed_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, data_root):
+    """Killed without a warning, in a process of its own, somewhere after its first checkpoint."""
+    workdir = tmp_path / "run"
+    flags = [*TINY, f"--config.data.root={data_root}"]
+    command = [sys.executable, "-m", "vivit.train", f"--config={CONFIG}", f"--workdir={workdir}"]
+    process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step 4/6"):
+            process.kill()
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    config = tiny_config()
+    state = train(config, workdir)
+    _, uninterrupted, _ = restore(tiny_run, config, checkpoint="latest")
+    assert_same(state, uninterrupted)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r["split"] == "train"] in ([2, 4, 6], [4, 6])
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run, tiny_config):
+    before = (tiny_run / "metrics.jsonl").read_text()
+    assert int(train(tiny_config(), tiny_run).step) == 6
+    assert (tiny_run / "metrics.jsonl").read_text() == before
+
+
+def test_pmap_trains_to_the_same_parameters(tmp_path, tiny_config, tiny_run):
+    state = train(tiny_config("--config.parallel.mode=pmap"), tmp_path / "run")
+    _, by_jit, _ = restore(tiny_run, tiny_config(), checkpoint="latest")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, by_jit.params
+    )
+
+
+def test_a_changed_config_in_an_old_folder_is_refused(tiny_run, tiny_config):
+    before = sorted(tiny_run.rglob("*"))
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.002 -> 0\.5(.|\n)*Use another --workdir"):
+        train(tiny_config("--config.optim.lr=0.5"), tiny_run)
+    assert sorted(tiny_run.rglob("*")) == before
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, tiny_config):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(tiny_config(), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path, tiny_config):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(ValueError, match="another process is training in"),
+    ):
+        train(tiny_config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.data.root=nowhere"], "python -m vivit.data prepare moving_digits nowhere"),
+        (["--config.model.classes=7"], "needs model.classes=8, not 7"),
+        (["--config.model.clip=(8,32,32)"], r"needs model.clip=\(16, 32, 32\)"),
+        (["--config.model.family=jiont"], "unknown family 'jiont'"),
+        (["--config.data.label=digt"], "no label 'digt'; it has: motion, digit"),
+        (["--config.optim.warmup_steps=9"], "warmup_steps=9 must be .* less than train.steps=6"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(tmp_path, tiny_config, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
+    config = tiny_config("--config.optim.lr=1e30", "--config.optim.name=sgd")
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step .*lower optim\.lr"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optim.lrr=3", '"lr" instead of "lrr"'),
+        ("--config.optm.lr=3", '"optim" instead of "optm"'),
+        ("--config.train.steps=many", "invalid literal for int"),
+        ("--config.train.steps=3.5", "invalid literal for int"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_config(CONFIG, [override])
+    assert "a key of configs/common.py and a value of its type" in str(error.value)
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no config file"):
+        read_config(str(tmp_path / "none.py"))
+
+
+def test_the_command_line_says_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        main(["--workdir=x"])
+    assert "--config=FILE is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--workdir=x", "--confg=y"])
+    assert "unrecognised arguments: --confg=y" in capsys.readouterr().err
+
+
+def test_differences_name_every_key():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(old, new) == [
+        "a.c: 2 -> 4",
+        "d: 3 -> '(not there)'",
+        "e: '(not there)' -> 5",
+    ]
+
+
+def test_a_config_is_the_same_after_json(tmp_path, tiny_config):
+    config = tiny_config()
+    claim_workdir(tmp_path / "run", config)
+    again = read_workdir(tmp_path / "run")
+    assert again == config
+    claim_workdir(tmp_path / "run", again)  # is not refused
+
+
+def test_a_checkpoint_of_another_model_lists_what_differs(tiny_run, tiny_config):
+    from vivit.optim import make_optimizer
+    from vivit.step import make_init
+
+    config = tiny_config("--config.model.width=8", "--config.model.depth=2")
+    optimizer, _ = make_optimizer(steps=6, **config.optim)
+    state = jax.jit(make_init(vivit.build(config.model), optimizer, average_decay=None))(0)
+    before = sorted(tiny_run.rglob("*"))
+    with Checkpoints(tiny_run / "checkpoints") as checkpoints:
+        with pytest.raises(ValueError, match="is of another model") as error:
+            checkpoints.restore(6, state)
+    text = str(error.value)
+    assert "missing: params/stage_0/layer_1/mlp/up/kernel (8, 16)" in text
+    assert "params/head/kernel: (16, 8) there, (8, 8) in the model" in text
+    assert sorted(tiny_run.rglob("*")) == before
+
+
+def test_checkpoints_are_found_by_name(tiny_run, tmp_path):
+    with Checkpoints(tiny_run / "checkpoints") as checkpoints:
+        assert checkpoints.resolve("latest") == checkpoints.resolve("6") == 6
+        assert checkpoints.resolve("best") in (4, 6)
+        with pytest.raises(ValueError, match=r"no checkpoint '5' in .*; use latest, best or \["):
+            checkpoints.resolve("5")
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        with pytest.raises(ValueError, match="no checkpoint in"):
+            checkpoints.resolve("best")
+
+
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
+    state = {"x": jax.numpy.zeros(3)}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, top1 in enumerate([0.1, 0.9, None, 0.3, 0.2, None], start=1):
+            metrics = None if top1 is None else {"top1": top1}
+            checkpoints.save(step, state, data={"step": step}, config={}, metrics=metrics)
+        checkpoints._manager.wait_until_finished()
+        assert sorted(checkpoints._manager.all_steps()) == [2, 5, 6]
+        assert checkpoints.resolve("best") == 2
+        _, position = checkpoints.restore(5, state)
+        assert position == {"step": 5}
+
+
+def test_averaged_parameters_are_evaluated_and_restored(tmp_path, tiny_config):
+    config = tiny_config("--config.train.average_decay=0.5")
+    state = train(config, tmp_path / "run")
+    _, restored, _ = restore(tmp_path / "run", config, checkpoint="latest")
+    assert_same(restored.averaged, state.averaged)
+    assert_same(restored.eval_params, restored.averaged)
+    head = ("head", "kernel")
+    pick = lambda tree: tree[head[0]][head[1]]
+    assert not np.array_equal(pick(restored.averaged), pick(restored.params))
