@@ -1,7 +1,7 @@
 """Ablation on the moving digits: family x kernel, three seeds each.
 
-    python -m experiments.launch --config=configs/ablate_attention.py --sweep=family
-    python -m experiments.collect runs/ablate_attention/family
+python -m experiments.launch --config=configs/ablate_attention.py --sweep=family
+python -m experiments.collect runs/ablate_attention/family
 """
 
 from configs import moving_digits

@@ -50,7 +50,9 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows (one a config, seeds together) and lines about the runs that are left out."""
     paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
     if not paths:
-        raise ValueError(f"no runs in {', '.join(map(str, folders))}: nothing there has a config.json")
+        raise ValueError(
+            f"no runs in {', '.join(map(str, folders))}: nothing there has a config.json"
+        )
     runs = {path: read_run(path) for path in paths}
     problems = [f"{path}: {run['problem']}" for path, run in runs.items() if "problem" in run]
     done = {path: run for path, run in runs.items() if "problem" not in run}
@@ -124,7 +126,9 @@ def _line(cells: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.collect", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="such as runs/ablate_attention/family")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="such as runs/ablate_attention/family"
+    )
     folders = parser.parse_args(argv).folders
     rows, problems = collect(folders)
     for problem in problems:

@@ -1,4 +1,4 @@
-"""python -m experiments.launch --config=FILE --sweep=NAME: trains and evaluates every run of a sweep.
+"""python -m experiments.launch --config=FILE --sweep=NAME: trains and evaluates a sweep's runs.
 
 A sweep is a generator `sweep_NAME` in the config's file that yields overrides such as
 {"model.kernel": "chunked"}. The runs go one after another on this machine; one that fails is
@@ -67,7 +67,9 @@ def launch(file: str, runs: list[Run], folder: Path) -> list[str]:
             print(f"{title}: {_last_line(log)} ({seconds:.0f} s)", flush=True)
         else:
             failed.append(run.name)
-            print(f"{title}: FAILED after {seconds:.0f} s: {_last_line(log)} (see {log})", flush=True)
+            print(
+                f"{title}: FAILED after {seconds:.0f} s: {_last_line(log)} (see {log})", flush=True
+            )
     return failed
 
 

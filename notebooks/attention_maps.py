@@ -78,8 +78,7 @@ for attention in timely:
 # %% [markdown]
 # ## How far heads look
 #
-# The entropy of a head's rows, in nats, against the largest there is: 0 looks at one token, 1 at all
-# alike.
+# The entropy of a head's rows against the largest there is: 0 looks at one token, 1 at all alike.
 
 # %%
 for attention in maps.attentions:

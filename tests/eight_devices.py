@@ -1,6 +1,6 @@
 """Run by test_parallel.py in processes of their own: five steps, and what came out, as an npz.
 
-    JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT
+JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT
 """
 
 import sys
@@ -54,7 +54,7 @@ def main(out, mode, fsdp, dropout):
         losses=losses,
         confusion=np.asarray(confusion),
         devices=jax.device_count(),
-        shards=len({shard.index for shard in kernel.addressable_shards}),
+        shards=len({str(shard.index) for shard in kernel.addressable_shards}),
         **leaves,
     )
 

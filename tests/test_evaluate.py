@@ -25,7 +25,9 @@ def test_every_clip_counts_once_whatever_the_batch(tiny_run, tiny_config, data_r
         top1 = np.trace(result.confusion) / 21
         assert result.metrics["top1"] == pytest.approx(top1)
     labels = [int(r["motion"]) for r in split.records]
-    np.testing.assert_array_equal(results[0].confusion.sum(axis=1), np.bincount(labels, minlength=8))
+    np.testing.assert_array_equal(
+        results[0].confusion.sum(axis=1), np.bincount(labels, minlength=8)
+    )
 
 
 def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):

@@ -79,7 +79,9 @@ def test_separable_positions_are_sums_over_the_axes():
 def test_sinusoids_are_sines_and_cosines():
     table = sinusoids(3, 4)
     np.testing.assert_allclose(table[0], [0, 0, 1, 1], atol=1e-7)
-    np.testing.assert_allclose(table[1], [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)], rtol=1e-6)
+    np.testing.assert_allclose(
+        table[1], [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)], rtol=1e-6
+    )
 
 
 def test_separable_sinusoids_change_along_one_axis_in_its_own_channels():
@@ -108,7 +110,9 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean():
 
 def test_drop_path_grows_with_the_fraction_of_the_depth():
     x = jnp.ones((4000, 1, 1, 1))
-    apply = lambda fraction: DropPath(0.5).apply({}, x, fraction, rngs={"dropout": jax.random.key(0)})
+    apply = lambda fraction: DropPath(0.5).apply(
+        {}, x, fraction, rngs={"dropout": jax.random.key(0)}
+    )
     np.testing.assert_array_equal(apply(0.0), x)
     assert float((apply(0.5) == 0).mean()) == pytest.approx(0.25, abs=0.03)
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def test_the_schedule_warms_up_and_ends_at_its_floor():
     np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(values[8], 0.55, rtol=1e-6)  # half-way
     np.testing.assert_allclose(values[12:], [0.1, 0.1], rtol=1e-6)  # the last step, and after it
-    assert all(a >= b for a, b in zip(values[4:], values[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values[4:]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,9 @@ def test_only_kernels_decay():
 def test_decay_shrinks_kernels_alone(name):
     optimizer, _ = make_optimizer(**{**BASE, "name": name, "weight_decay": 0.5})
     params = {"kernel": jnp.ones(3), "bias": jnp.ones(3)}
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
 

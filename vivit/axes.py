@@ -14,4 +14,4 @@ NewGrid = Float[Array, "B T2 S2 D"]  # a grid that has gained class tokens or lo
 HeadGrid = Float[Array, "B T S h k"]  # queries and keys of such a grid
 ValueGrid = Float[Array, "B T S h c"]  # its values, and what attention makes of them
 Logits = Float[Array, "B classes"]
-Labels = Int[Array, "B"]
+Labels = Int[Array, " B"]

@@ -19,7 +19,7 @@ class Checkpoints:
         self._best = best
 
         def score(metrics: dict[str, float]) -> float:
-            return metrics.get(best, -float("inf"))  # saved between two validations: never the best
+            return metrics.get(best, -float("inf"))
 
         policy = policies.AnyPreservationPolicy(
             [policies.LatestN(keep), policies.BestN(n=1, get_metric_fn=score)]
@@ -43,7 +43,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, data: dict, config: dict, metrics: dict[str, float] | None
     ) -> None:
-        """Begins to write a checkpoint; `metrics` are those of a validation at this step, if any."""
+        """Begins to write a checkpoint; `metrics` are of a validation at this step, if any."""
         if step in self._manager.all_steps():
             return
         saved = self._manager.save(
@@ -91,7 +91,9 @@ class Checkpoints:
             metrics = {step: self._manager.metrics(step) or {} for step in steps}
             scored = {step: m[self._best] for step, m in metrics.items() if self._best in m}
             if not scored:
-                raise ValueError(f"no checkpoint in {self.folder} has a score; use latest or {steps}")
+                raise ValueError(
+                    f"no checkpoint in {self.folder} has a score; use latest or {steps}"
+                )
             return max(scored, key=lambda step: (scored[step], step))
         if name.isdigit() and int(name) in steps:
             return int(name)
@@ -115,7 +117,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _name(path: tuple) -> str:
-    """A path's keys alone: orbax's metadata has dicts where the state has records and tuples."""
+    """A path's keys alone: orbax's metadata has dicts where the state has records."""
     parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
     return "/".join(str(part) for part in parts)
 

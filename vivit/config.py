@@ -36,7 +36,7 @@ def parse(
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
-    """The config of a Python file with `--config.KEY=VALUE` overrides, as JSON would give it back."""
+    """The config of a Python file with `--config.KEY=VALUE` overrides, as JSON gives it back."""
     if not Path(file).exists():
         raise ValueError(f"no config file {file!r}; configs/ has some")
     values = flags.FlagValues()
@@ -57,7 +57,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     return FrozenConfigDict(json.loads(config.to_json()))
 
 
-def import_modules(config: FrozenConfigDict) -> None:
+def import_modules(config: Any) -> None:
     """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ..."""
     for name in config["imports"]:
         importlib.import_module(name)
@@ -115,7 +115,7 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
             differences(old.get(k, missing), new.get(k, missing), f"{at}.{k}" if at else k)
             for k in keys
         ]
-        return sum(lines, [])
+        return [line for part in lines for line in part]
     return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
 
 

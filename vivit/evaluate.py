@@ -57,7 +57,9 @@ def local_batches(split: Split, config: Any) -> Iterable[Batch]:
     )
 
 
-def restore(workdir: Path, config: Any, *, checkpoint: str) -> tuple[vivit.ViViT, TrainState, Parallel]:
+def restore(
+    workdir: Path, config: Any, *, checkpoint: str
+) -> tuple[vivit.ViViT, TrainState, Parallel]:
     """The model of a run's folder and its state at "best", "latest" or a step."""
     model = vivit.build(config.model)
     parallel = make_parallel(**config.parallel)

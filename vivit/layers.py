@@ -1,4 +1,4 @@
-"""The Flax modules of a video transformer. They own parameters; the maths of attention is elsewhere.
+"""The Flax modules of a video transformer. They own parameters; attention's maths is elsewhere.
 
 Dropout and drop path are active where `apply` is given a "dropout" rng, and nowhere else.
 Names of submodules are checkpoint format.
@@ -56,13 +56,11 @@ class Tubelet(nn.Module):
     def __call__(self, clips: Clips) -> Grid:
         t, h, w = self.size
         sample = SAMPLERS[self.embedding]
-        clips = sample(clips, t)
+        seen = jnp.asarray(sample(clips, t))
         t = t if sample is keep_all_frames else 1
-        if clips.dtype == jnp.uint8:
-            clips = clips.astype(self.dtype) / 127.5 - 1
-        patches = rearrange(
-            clips, "B (T t) (Y h) (X w) C -> B T (Y X) (t h w C)", t=t, h=h, w=w
-        )
+        if seen.dtype == jnp.uint8:
+            seen = seen.astype(self.dtype) / 127.5 - 1
+        patches = rearrange(seen, "B (T t) (Y h) (X w) C -> B T (Y X) (t h w C)", t=t, h=h, w=w)
         shape = (t, h, w, clips.shape[-1], self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3)), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
@@ -251,7 +249,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Grid, fraction: float | Float[Array, ""]) -> tuple[Grid, None]:
         branches = [
-            (name, SelfAttention(self.heads, name, self.kernel, self.dtype, name=f"attention_{name}"))
+            (
+                name,
+                SelfAttention(self.heads, name, self.kernel, self.dtype, name=f"attention_{name}"),
+            )
             for name in self.mixers
         ]
         branches.append(("mlp", Mlp(self.mlp_dim, self.dropout, self.dtype, name="mlp")))
@@ -323,7 +324,9 @@ class Stage(nn.Module):
             shape = (b, 1, s, d) if by_step else (b, t, 1, d)
             x = jnp.concatenate([jnp.broadcast_to(token, shape), x], axis=1 if by_step else 2)
         if self.lengths:
-            table = Position(self.position, self.lengths, bool(self.class_token), name="position")(d)
+            table = Position(self.position, self.lengths, bool(self.class_token), name="position")(
+                d
+            )
             x = x + on_grid(table, self.position_axes, x).astype(x.dtype)
             x = Dropout(self.dropout)(x)
         return x

@@ -1,7 +1,7 @@
 """ViViT: a tubelet embedding, a list of stages and a readout; all families are lists of stages.
 
-    model = vivit.build(config.model)
-    logits = model.apply({"params": params}, clips)
+model = vivit.build(config.model)
+logits = model.apply({"params": params}, clips)
 """
 
 import dataclasses
@@ -225,9 +225,13 @@ def _stage_specs(model: ViViT) -> tuple[dict, ...]:
         for name in spec["mixers"]:
             multiple = PATTERNS[name].heads_multiple
             if model.heads % multiple:
-                raise ValueError(f"{name} needs heads in multiples of {multiple}, not {model.heads}")
+                raise ValueError(
+                    f"{name} needs heads in multiples of {multiple}, not {model.heads}"
+                )
         if len(set(spec["mixers"])) < len(spec["mixers"]):
-            raise ValueError(f"a pattern occurs twice in one block: {spec['mixers']}; use a stage more")
+            raise ValueError(
+                f"a pattern occurs twice in one block: {spec['mixers']}; use a stage more"
+            )
         if spec["pool"]:
             POOLS[spec["pool"]]  # raises for an unknown name
     return specs
@@ -269,7 +273,9 @@ def _resolve_size(given: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in needed if given.get(name) is None]
     if missing:
         known = ", ".join(SIZES)
-        raise ValueError(f'model fields {missing} are not set; give them or a size ({known}, "B/16x2")')
+        raise ValueError(
+            f'model fields {missing} are not set; give them or a size ({known}, "B/16x2")'
+        )
     return given
 
 

@@ -7,14 +7,14 @@ from jaxtyping import Array, Float, Num
 
 from vivit.axes import Labels, Logits
 
-Mask = Float[Array, "B"]
+Mask = Float[Array, " B"]
 Scalar = Num[Array | np.ndarray, ""]
 Sums = dict[str, tuple[Scalar, Scalar]]
 
 
 def cross_entropy(
     logits: Logits, labels: Labels, *, label_smoothing: float = 0.0
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Softmax cross-entropy of each clip, in nats.
 
     Smoothing mixes the one-hot target with the uniform one (1512.00567, section 7).
@@ -24,7 +24,7 @@ def cross_entropy(
     return -(1 - label_smoothing) * picked - label_smoothing * log_p.mean(axis=-1)
 
 
-def top_k_hits(logits: Logits, labels: Labels, *, k: int) -> Float[Array, "B"]:
+def top_k_hits(logits: Logits, labels: Labels, *, k: int) -> Float[Array, " B"]:
     """1 where fewer than k classes score at least as high as the label; a tie counts as a miss.
 
     So a model that gives every class the same score, or NaN, has no hits.
@@ -34,7 +34,7 @@ def top_k_hits(logits: Logits, labels: Labels, *, k: int) -> Float[Array, "B"]:
     return ((others < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)
 
 
-def metric_sums(losses: Float[Array, "B"], logits: Logits, labels: Labels, mask: Mask) -> Sums:
+def metric_sums(losses: Float[Array, " B"], logits: Logits, labels: Labels, mask: Mask) -> Sums:
     """Loss, top-1 and top-5 accuracy of a batch, without its padding."""
     count = mask.sum()
     values = {

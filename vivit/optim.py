@@ -43,7 +43,7 @@ def adamw(*, b1, b2, momentum, weight_decay) -> optax.GradientTransformation:
 
 @OPTIMIZERS.register("sgd")
 def sgd(*, b1, b2, momentum, weight_decay) -> optax.GradientTransformation:
-    """SGD with momentum and L2 regularisation, as ViViT (2103.15691), section 4.1, without decay."""
+    """SGD with momentum, ViViT's (2103.15691, section 4.1), and L2 regularisation."""
     return optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.trace(momentum))
 
 

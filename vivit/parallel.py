@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vivit.registry import Registry
 
@@ -43,7 +43,8 @@ def make_parallel(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
     data = devices // fsdp if data == -1 else data
     if data * fsdp != devices:
         raise ValueError(
-            f"parallel.data={data} x fsdp={fsdp} is not the {devices} devices there are; use data=-1"
+            f"parallel.data={data} x fsdp={fsdp} is not the {devices} devices there are; "
+            "use data=-1"
         )
     return MODES[mode](data=data, fsdp=fsdp, rules=rules)
 
@@ -82,14 +83,16 @@ def jit_over_mesh(*, data: int, fsdp: int, rules: Rules) -> Parallel:
 def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
     """jax.pmap with the state on every device. The rules do not apply."""
     if fsdp != 1:
-        raise ValueError(f'parallel.fsdp={fsdp} needs parallel.mode="jit"; pmap replicates the state')
+        raise ValueError(
+            f'parallel.fsdp={fsdp} needs parallel.mode="jit"; pmap replicates the state'
+        )
     local = jax.local_device_count()
 
     def init(make, seed):
         mesh = Mesh(np.array(jax.devices()), ("devices",))
-        return jax.jit(
-            make, out_shardings=NamedSharding(mesh, PartitionSpec()), static_argnums=0
-        )(seed)
+        return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()), static_argnums=0)(
+            seed
+        )
 
     def put(host):
         return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), host)
@@ -106,7 +109,7 @@ def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
     return Parallel(init, put, train, over_devices, data)
 
 
-def shard_by_rules(shapes: Any, mesh: Mesh, rules: Rules) -> Any:
+def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
     """Shardings of a tree: of each array by the first rule whose regex is found in its path.
 
     A rule's axes stand for the array's last dimensions; ("fsdp", None) splits the last but one.
@@ -115,7 +118,9 @@ def shard_by_rules(shapes: Any, mesh: Mesh, rules: Rules) -> Any:
     problems = []
 
     def shard(path, array):
-        name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        name = "/".join(
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+        )
         axes = next((tuple(axes) for regex, axes in rules if re.search(regex, name)), ())
         unknown = sorted({axis for axis in axes if axis is not None} - set(AXES))
         if unknown:
@@ -126,7 +131,9 @@ def shard_by_rules(shapes: Any, mesh: Mesh, rules: Rules) -> Any:
             return None
         for length, axis in zip(array.shape, spec, strict=True):
             if axis and length % mesh.shape[axis]:
-                problems.append(f"{name} {array.shape}: {length} is no multiple of {mesh.shape[axis]}")
+                problems.append(
+                    f"{name} {array.shape}: {length} is no multiple of {mesh.shape[axis]}"
+                )
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings = jax.tree_util.tree_map_with_path(shard, shapes)

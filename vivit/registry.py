@@ -7,7 +7,7 @@ Item = TypeVar("Item")
 
 
 class Registry(Generic[Item]):
-    """A table name -> item. A second registration of a name raises; an unknown name lists the known."""
+    """A table name -> item. A name taken twice raises; an unknown name lists the known."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -73,7 +73,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
                 state, position = checkpoints.restore(newest, state)
                 if position["digest"] != splits[0].digest:
                     raise ValueError(
-                        f"the training data in {config.data.root!r} is not what {workdir} began with"
+                        f"the data in {config.data.root!r} is not what {workdir} began with"
                     )
             log.begin(after=int(state.step))
             return _loop(
@@ -117,7 +117,7 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
             if not np.isfinite(values["loss"]):
                 raise ValueError(
                     f"the loss is {values['loss']} at step {step}; the checkpoints before it are "
-                    "kept. Try a lower optim.lr, more optim.warmup_steps or a smaller optim.clip_norm"
+                    "kept. Try a lower optim.lr, more warmup_steps or a smaller clip_norm"
                 )
             pending, since = [], time.perf_counter()
 

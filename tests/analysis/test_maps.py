@@ -1,6 +1,5 @@
 """Attention maps and rollout, against explicit matrices."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -157,5 +156,3 @@ def test_an_overlay_leaves_cold_pixels_alone():
     assert changed.sum() == 1
     assert changed[1, 2, 3]
     np.testing.assert_array_equal(overlay(clip, np.zeros_like(heat)), clip)
-
-

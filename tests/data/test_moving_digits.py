@@ -37,7 +37,7 @@ def test_one_frame_says_nothing_of_the_motion(motion):
 
 
 def steps(motion, seed=0):
-    """What can be seen from frame to frame: movements in x and y on the torus, growth on the ring."""
+    """From frame to frame: movements in x and y on the torus, growth on the ring."""
     places, sizes = trajectories(motion, seed=seed)
     moved = (np.diff(places, axis=1) + md.SIDE / 2) % md.SIDE - md.SIDE / 2
     ring = np.log(sizes / md.SMALLEST) / np.log(md.LARGEST / md.SMALLEST)

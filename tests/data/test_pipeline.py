@@ -66,7 +66,9 @@ def test_the_last_batch_is_padded_and_masked(data_root):
     labels = np.concatenate([b["labels"][b["mask"] == 1] for b in batches])
     assert labels.tolist() == [int(r["digit"]) for r in split.records]
     halves = [list(eval_batches(split, batch_size=8, process=p, processes=2)) for p in (0, 1)]
-    assert np.concatenate([halves[0][2]["mask"], halves[1][2]["mask"]]).tolist() == [1] * 5 + [0] * 3
+    assert (
+        np.concatenate([halves[0][2]["mask"], halves[1][2]["mask"]]).tolist() == [1] * 5 + [0] * 3
+    )
 
 
 def test_labels_and_splits_have_names(data_root, train_split):

@@ -5,7 +5,7 @@ values, so weights are read off it by passing values that mark the keys; sums of
 the cost of those sums, without the whole map.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -110,9 +110,7 @@ class AttentionMaps:
     def of(self, *, pattern: str | None = None, stage: int | None = None) -> list[Attention]:
         """The attentions of a pattern, a stage or both. ValueError where there are none."""
         found = [
-            a
-            for a in self.attentions
-            if pattern in (None, a.pattern) and stage in (None, a.stage)
+            a for a in self.attentions if pattern in (None, a.pattern) and stage in (None, a.stage)
         ]
         if not found:
             there = sorted({(a.stage, a.pattern) for a in self.attentions})
@@ -154,7 +152,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply_capturing(model: ViViT, params: Any, clips: Clips) -> tuple[Logits, Mapping[str, Any]]:
+def _apply_capturing(model: ViViT, params: Any, clips: Clips) -> tuple[Any, Any]:
     logits, variables = model.apply({"params": params}, clips, mutable=[CAPTURED])
     return logits, variables.get(CAPTURED, {})
 
@@ -166,12 +164,11 @@ def _layer(captured: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
 
 
 def add_class_token(x: Array, class_token: str) -> Array:
-    """A grid [B, T, S, ...] as a stage with such a class token sees it, with zeros for the token."""
+    """A grid [B, T, S, ...] as a stage with such a class token has it, with zeros for the token."""
     if class_token == "ts":
         x = x.reshape(x.shape[0], 1, x.shape[1] * x.shape[2], *x.shape[3:])
-    axis: Callable[[str], int] = {"t": 1, "s": 2, "ts": 2}.get
     if not class_token:
         return x
     padding = [(0, 0)] * x.ndim
-    padding[axis(class_token)] = (1, 0)
+    padding[1 if class_token == "t" else 2] = (1, 0)
     return jnp.pad(x, padding)

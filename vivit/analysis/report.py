@@ -261,9 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args(argv)
-    path = write_report(
-        arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split
-    )
+    path = write_report(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
     print(f"open {path}")
 
 

@@ -47,9 +47,7 @@ def _pass_on(attention: Attention, values: Scalars, *, residual: float) -> Scala
     return residual * values + (1 - residual) * attention.mix(v).mean(axis=(3, 4))
 
 
-def _pool(
-    values: Scalars, pooled: Array | None, stage: dict
-) -> Float[Array, "B T2 S2"]:
+def _pool(values: Scalars, pooled: Array | None, stage: dict) -> Float[Array, "B T2 S2"]:
     if not stage["pool"]:
         return values
     axes = stage["pool_axes"]

@@ -150,9 +150,7 @@ def _attend_blocks_backward(chunk, saved, d_out):
         d_kv, d_q_part = jax.lax.scan(accumulate, zeros, rows)
         return d_q + d_q_part, d_kv
 
-    d_q, (d_k, d_v) = jax.lax.scan(
-        columns, jnp.zeros(rows[0].shape), (k_blocks, v_blocks, valid)
-    )
+    d_q, (d_k, d_v) = jax.lax.scan(columns, jnp.zeros(rows[0].shape), (k_blocks, v_blocks, valid))
     return (
         _join(d_q, length=n).astype(q.dtype),
         _join(d_k, length=m).astype(k.dtype),

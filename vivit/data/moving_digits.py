@@ -4,14 +4,15 @@ A TFDS builder, written as ArrayRecord, that needs no TensorFlow. The 1,797 imag
 of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships them (8 x 8 pixels).
 
 The labels come in pairs that are each other's time reversal. Everything that one frame shows is
-drawn alike for all labels: a digit's place is uniform on a torus (what leaves on one side enters on
-the other), its size log-uniform on a ring (growing past the largest size goes on at the smallest),
-and the background stands still. Turns run along half a circle or so, over its top. So a single frame
-says nothing of the motion, and an unordered bag of frames nothing of its direction: a clip played
-backwards is as likely a clip of the opposite label.
+drawn alike for all labels: a digit's place is uniform on a torus (what leaves on one side enters
+on the other), its size log-uniform on a ring (growing past the largest size goes on at the
+smallest), and the background stands still. Turns run along half a circle or so, over its top. So a
+single frame says nothing of the motion, and an unordered bag of frames nothing of its direction: a
+clip played backwards is as likely a clip of the opposite label.
 """
 
 import functools
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -43,7 +44,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
     """Clips of one moving digit over a cluttered grey background; see the module's docstring."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "8 motions, 10 digits, 16 frames of 32 x 32."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "8 motions, 10 digits, 16 frames of 32 x 32."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -51,7 +52,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             homepage="https://archive.ics.uci.edu/dataset/80",
             features=tfds.features.FeaturesDict(
                 {
-                    # Raw bytes in C order: a Tensor(uint8) reads 290 times slower without TensorFlow.
+                    # Raw bytes in C order: a Tensor(uint8) is slow to read without TensorFlow.
                     "clip": tfds.features.Tensor(shape=(), dtype=np.object_),
                     "motion": tfds.features.Scalar(dtype=np.int64),
                     "digit": tfds.features.Scalar(dtype=np.int64),

@@ -78,7 +78,9 @@ def open_split(name: str, root: str | Path, *, split: str, label: str) -> Split:
 def _check(folder: Path) -> tfds.core.DatasetInfo:
     """The info of a prepared folder, or ValueError with all that is missing from it."""
     problems = [
-        f"no {file}" for file in ("dataset_info.json", "features.json") if not (folder / file).exists()
+        f"no {file}"
+        for file in ("dataset_info.json", "features.json")
+        if not (folder / file).exists()
     ]
     if not problems:
         builder = tfds.builder_from_directory(folder)
