@@ -23,7 +23,9 @@ import numpy as np
 
 from vivit.analysis import capture, heat_on_frames, open_run, overlay, rollout
 
-run = open_run(os.environ.get("VIVIT_RUN", "../runs/moving_digits"))
+if os.path.basename(os.getcwd()) == "notebooks":
+    os.chdir("..")  # a run's config names its data from the project's root
+run = open_run(os.environ.get("VIVIT_RUN", "runs/moving_digits"))
 print(f"{run.model.family}, step {run.step}; token grid (steps, rows, columns): {run.model.grid}")
 
 # %% [markdown]

@@ -174,7 +174,7 @@ def _samples(
     parts = [text]
     for clip, share, probability, label in zip(clips, shares, probabilities, labels, strict=True):
         guess = int(probability.argmax())
-        verdict = "right" if guess == label else "wrong"
+        verdict = "correct" if guess == label else "wrong"
         heat = heat_on_frames(share, grid=maps.model.grid, clip=maps.model.clip)
         scale = max(1, 128 // clip.shape[1])
         caption = (
@@ -233,7 +233,7 @@ table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; vertica
 td:first-child { color: #59636e; } img { max-width: 100%; vertical-align: middle; }
 figure { margin: 1.2rem 0; } figure > img { margin-right: .4rem; image-rendering: pixelated; }
 .strip { display: inline-block; max-width: calc(100% - 18rem); vertical-align: middle; }
-.right { color: #1a7f37; } .wrong { color: #cf222e; font-weight: 600; }
+.correct { color: #1a7f37; } .wrong { color: #cf222e; font-weight: 600; }
 details pre { background: #f6f8fa; padding: 1rem; overflow: auto; font-size: 12px; }
 """
 

@@ -1,6 +1,7 @@
 """Prepared data sets on disk: made once by a TFDS builder, read as random-access records."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ def prepare(name: str, root: str | Path) -> Path:
     builder = BUILDERS[name](data_dir=root, file_format="array_record")
     folder = Path(builder.data_dir)
     if not folder.exists():
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
         builder.download_and_prepare()
     _check(folder)
     return folder
