@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
         "lr": 1e-3,
         "lr_floor": 0.0,
         "warmup_steps": 0,
-        "clip_norm": 1.0,
+        "clip_norm": 1.0,  # 0 does not clip
         "b1": 0.9,
         "b2": 0.999,
         "momentum": 0.9,

@@ -29,12 +29,20 @@ COLUMNS = (
 def read_run(folder: Path) -> dict[str, Any]:
     """The figures of a run, or {"problem": ...} where it did not finish."""
     config = json.loads((folder / "config.json").read_text())
-    scores = sorted(folder.glob("eval/test_*.json"))
-    cost = folder / "cost.json"
-    if not scores or not cost.exists():
-        return {"config": config, "problem": "no evaluation on the test split"}
-    score, cost = json.loads(scores[-1].read_text()), json.loads(cost.read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    cost, metrics = folder / "cost.json", folder / "metrics.jsonl"
+    if not cost.exists() or not metrics.exists():
+        return {"config": config, "problem": "not trained"}
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    validations = [(x["top1"], x["step"]) for x in lines if x["split"] == "validation"]
+    scores = folder / "eval" / f"test_{max(validations, default=(0, 0))[1]:08d}.json"
+    if not scores.exists():
+        return {
+            "config": config,
+            "problem": "its best checkpoint was not evaluated on test",
+        }
+    if lines[-1]["step"] < config["train"]["steps"]:
+        return {"config": config, "problem": "not trained to the end"}
+    score, cost = json.loads(scores.read_text()), json.loads(cost.read_text())
     rates = [line["clips_per_second"] for line in lines if line["split"] == "train"]
     return {
         "config": config,
@@ -55,7 +63,12 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         )
     runs = {path: read_run(path) for path in paths}
     problems = [f"{path}: {run['problem']}" for path, run in runs.items() if "problem" in run]
-    done = {path: run for path, run in runs.items() if "problem" not in run}
+    done = {}
+    for path, run in runs.items():  # two sweeps may share a run
+        if "problem" not in run and all(
+            run["config"] != other["config"] for other in done.values()
+        ):
+            done[path] = run
     flat = {path: _flatten(run["config"]) for path, run in done.items()}
     varied = _varied(list(flat.values()))
     groups = defaultdict(list)

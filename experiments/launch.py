@@ -8,6 +8,7 @@ reported and the others go on. Launched again, finished runs are skipped and cut
 import argparse
 import importlib.util
 import inspect
+import json
 import shlex
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def launch(file: str, runs: list[Run], folder: Path) -> list[str]:
     for number, run in enumerate(runs, start=1):
         title = f"[{number}/{len(runs)}] {run.name}"
         workdir = folder / run.name
-        if any(workdir.glob("eval/test_*.json")):
+        if _done(workdir, _config(file, run)):
             print(f"{title}: done already", flush=True)
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,23 @@ def _problems(config: Any, overrides: Mapping[str, Any]) -> list[str]:
         text = str(error).strip("\"'").replace("\\n", " ")
         return [f"{dict(overrides)}: {text}"]
     return []
+
+
+def _config(file: str, run: Run) -> dict[str, Any]:
+    config = _load(file).get_config()
+    config.update_from_flattened_dict(run.overrides)
+    return json.loads(config.to_json())
+
+
+def _done(workdir: Path, config: dict[str, Any]) -> bool:
+    """Whether a run with this very config was trained to its last step and evaluated."""
+    files = [workdir / name for name in ("config.json", "metrics.jsonl")]
+    if not all(file.exists() for file in files) or not any(workdir.glob("eval/test_*.json")):
+        return False
+    if json.loads(files[0].read_text()) != config:
+        return False  # vivit.train refuses it, and says what differs
+    lines = files[1].read_text().splitlines()
+    return bool(lines) and json.loads(lines[-1])["step"] == config["train"]["steps"]
 
 
 def _name(overrides: Mapping[str, Any]) -> str:

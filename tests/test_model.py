@@ -226,6 +226,16 @@ WRONG = [
         {"stages": [{"depth": 1, "mixers": ["time"], "pool": "cls"}]},
         "these stages can have no class",
     ),
+    (
+        {
+            "stages": [
+                {"depth": 1, "mixers": ["space"], "pool": ""},
+                {"depth": 1, "mixers": ["joint"], "pool": "cls"},
+            ]
+        },
+        "stage 1 puts a class token on the clip after a stage that mixed one axis",
+    ),
+    ({"family": "factorised_encoder", "temporal_depth": 0}, "depth=0 of stage .* at least 1"),
 ]
 
 

@@ -13,6 +13,7 @@ from tests.conftest import ROOT, TINY
 from vivit.checkpoint import Checkpoints
 from vivit.config import claim_workdir, differences, locked, read_config, read_workdir
 from vivit.evaluate import restore
+from vivit.model import plan_stages
 from vivit.train import main, train
 
 CONFIG = str(ROOT / "configs/moving_digits.py")
@@ -135,6 +136,9 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, tiny_config):
         (["--config.model.clip=(8,32,32)"], r"needs model.clip=\(16, 32, 32\)"),
         (["--config.model.family=jiont"], "unknown family 'jiont'"),
         (["--config.data.label=digt"], "no label 'digt'; it has: motion, digit"),
+        (["--config.data.batch_size=40"], "batch_size=40 is larger than the 32 training clips"),
+        (["--config.train.log_every=0"], "train.log_every=0 must be at least 1"),
+        (["--config.imports=('no_such_module',)"], "config.imports names 'no_such_module'"),
         (["--config.optim.warmup_steps=9"], "warmup_steps=9 must be .* less than train.steps=6"),
     ],
 )
@@ -146,7 +150,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, tiny_config, ov
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
     config = tiny_config("--config.optim.lr=1e30", "--config.optim.name=sgd")
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step .*lower optim\.lr"):
+    with pytest.raises(ValueError, match=r"the \w+ is (nan|inf) at step .*lower optim\.lr"):
         train(config, tmp_path / "run")
 
 
@@ -163,6 +167,23 @@ def test_unknown_keys_and_wrong_types_are_refused(override, message):
     with pytest.raises(ValueError, match=message) as error:
         read_config(CONFIG, [override])
     assert "a key of configs/common.py and a value of its type" in str(error.value)
+
+
+def test_stages_of_ones_own_train_and_open_again(tmp_path, tiny_config):
+    stages = "({'depth': 1, 'mixers': ('time', 'space'), 'pool': 'mean'},)"
+    config = tiny_config(f"--config.model.stages={stages}", "--config.train.steps=3")
+    claim_workdir(tmp_path / "run", config)
+    again = read_workdir(tmp_path / "run")
+    assert again == config
+    for model in (vivit.build(config.model), vivit.build(again.model)):
+        assert [stage["mixers"] for stage in plan_stages(model)] == [("time", "space")]
+
+
+def test_the_command_says_that_a_run_was_stopped(tmp_path, data_root, monkeypatch):
+    monkeypatch.setattr("vivit.train.Log.write", stop_after(2))
+    arguments = [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *TINY]
+    with pytest.raises(SystemExit, match="stopped at step 3, which is saved"):
+        main([*arguments, f"--config.data.root={data_root}"])
 
 
 def test_a_config_file_that_is_not_there(tmp_path):

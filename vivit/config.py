@@ -54,13 +54,30 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     if not isinstance(config, ConfigDict):
         getattr(config, "seed", None)  # a file that failed to load raises its own error here
         raise ValueError(f"get_config() of {file} returns a {type(config).__name__}, no ConfigDict")
-    return FrozenConfigDict(json.loads(config.to_json()))
+    return _freeze(json.loads(config.to_json()))
 
 
 def import_modules(config: Any) -> None:
     """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ..."""
     for name in config["imports"]:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"config.imports names {name!r}: {error}") from error
+
+
+def _freeze(values: dict[str, Any]) -> FrozenConfigDict:
+    """A config from JSON. Mappings in lists, as stages are, become pairs: it can hold no others."""
+
+    def convert(value: Any, in_list: bool) -> Any:
+        if isinstance(value, dict):
+            items = {key: convert(item, in_list) for key, item in value.items()}
+            return tuple(items.items()) if in_list else items
+        if isinstance(value, list):
+            return tuple(convert(item, True) for item in value)
+        return value
+
+    return FrozenConfigDict(convert(values, False))
 
 
 def claim_workdir(workdir: str | Path, config: FrozenConfigDict) -> Path:
@@ -75,7 +92,7 @@ def claim_workdir(workdir: str | Path, config: FrozenConfigDict) -> Path:
                 f"{workdir} holds a run with another config (there -> now):\n{lines}\n"
                 "Use another --workdir, or the config that the run began with."
             )
-    elif folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run; use another --workdir")
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +105,7 @@ def read_workdir(workdir: str | Path) -> FrozenConfigDict:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; train one with vivit.train")
-    config = FrozenConfigDict(json.loads(path.read_text()))
+    config = _freeze(json.loads(path.read_text()))
     import_modules(config)
     return config
 
@@ -122,7 +139,9 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)

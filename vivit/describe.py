@@ -18,6 +18,16 @@ from vivit.model import FAMILIES, SIZES, ViViT
 from vivit.optim import make_optimizer
 from vivit.step import make_init, make_train_step
 
+MODEL: dict[str, Any] = {  # what is described where nothing is said
+    "family": "joint",
+    "size": "B/16x2",
+    "clip": "32x224x224",
+    "classes": 400,
+    "readout": "mean",
+    "kernel": "dense",
+    "remat": "none",
+    "scan": False,
+}
 OPTIMIZER = {
     "name": "adamw",
     "lr": 1e-3,
@@ -96,24 +106,28 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--family", default="joint", help=f"{', '.join(FAMILIES)}, or a pattern")
-    parser.add_argument("--size", default="B/16x2", help=f"{', '.join(SIZES)}, such as B/16x2")
-    parser.add_argument("--clip", default="32x224x224", help="frames x height x width")
-    parser.add_argument("--classes", type=int, default=400)
-    parser.add_argument("--readout", default="mean")
-    parser.add_argument("--kernel", default="dense")
-    parser.add_argument("--remat", default="none")
-    parser.add_argument("--scan", action="store_true", help="scan over the layers")
+    parser.add_argument("--family", help=f"{', '.join(FAMILIES)}, or a pattern (joint)")
+    parser.add_argument("--size", help=f"{', '.join(SIZES)}, or with a tubelet (B/16x2)")
+    parser.add_argument("--clip", help="frames x height x width (32x224x224)")
+    parser.add_argument("--classes", type=int, help="(400)")
+    parser.add_argument("--readout", help="cls, mean or max (mean)")
+    parser.add_argument("--kernel", help="(dense)")
+    parser.add_argument("--remat", help="(none)")
+    parser.add_argument("--scan", action="store_const", const=True, help="scan over the layers")
     parser.add_argument("--batch", type=int, default=1, help="clips in the training step")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse(parser, argv)
+    given = {
+        name: getattr(arguments, name) for name in MODEL if getattr(arguments, name) is not None
+    }
     if config is not None:
+        if given:
+            parser.error(f"with --config say --config.model.{next(iter(given))}=...")
         import_modules(config)
         model, optimizer = vivit.build(config.model), dict(config.optim)
     else:
-        names = ("family", "size", "classes", "readout", "kernel", "remat", "scan")
-        fields = {name: getattr(arguments, name) for name in names}
-        model, optimizer = vivit.build({**fields, "clip": _clip(arguments.clip)}), None
+        fields = {**MODEL, **given}
+        model, optimizer = vivit.build({**fields, "clip": _clip(fields["clip"])}), None
     counts = describe(model, batch=arguments.batch, optimizer=optimizer)
     if arguments.json:
         print(json.dumps(counts, indent=1))

@@ -17,7 +17,7 @@ from vivit.data.pipeline import Batch, eval_batches
 from vivit.data.sources import Split, open_split
 from vivit.objective import means
 from vivit.optim import make_optimizer
-from vivit.parallel import Parallel, make_parallel
+from vivit.parallel import Parallel, make_parallel_here
 from vivit.step import Step, TrainState, make_eval_step, make_init
 
 
@@ -46,6 +46,14 @@ def check_split(split: Split, model_config: Any) -> None:
         raise ValueError(f"{split.name} with label {split.label!r} needs {' and '.join(problems)}")
 
 
+def check_batch_size(batch_size: int, devices: int, clips: int) -> None:
+    """ValueError where a batch can't be split over the devices, or is more than there is."""
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(f"data.batch_size={batch_size} is not a multiple of the {devices} devices")
+    if batch_size > clips:
+        raise ValueError(f"data.batch_size={batch_size} is larger than the {clips} training clips")
+
+
 def local_batches(split: Split, config: Any) -> Iterable[Batch]:
     """This process's part of every batch of a split."""
     return eval_batches(
@@ -62,7 +70,8 @@ def restore(
 ) -> tuple[vivit.ViViT, TrainState, Parallel]:
     """The model of a run's folder and its state at "best", "latest" or a step."""
     model = vivit.build(config.model)
-    parallel = make_parallel(**config.parallel)
+    parallel = make_parallel_here(**config.parallel)
+    check_batch_size(config.data.batch_size, parallel.devices, config.data.batch_size)
     optimizer, _ = make_optimizer(steps=config.train.steps, **config.optim)
     init = make_init(model, optimizer, average_decay=config.train.average_decay)
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -173,6 +173,11 @@ def plan_stages(model: ViViT) -> list[dict[str, Any]]:
         unplaced = "".join(a for a in unplaced if a not in new)
         pool_axes = left if last else "".join(a for a in axes if a in left)
         class_token = _class_token(spec, pool_axes, left, model)
+        if class_token == "ts" and new not in ("", "ts"):
+            raise ValueError(
+                f"stage {i} puts a class token on the clip after a stage that mixed one axis; "
+                'use pool="mean" or "max" there'
+            )
         planned.append(
             {
                 "depth": spec["depth"],
@@ -234,6 +239,9 @@ def _stage_specs(model: ViViT) -> tuple[dict, ...]:
             )
         if spec["pool"]:
             POOLS[spec["pool"]]  # raises for an unknown name
+        least = 1 if spec["pool"] == "cls" or spec["mixers"] else 0
+        if type(spec["depth"]) is not int or spec["depth"] < least:
+            raise ValueError(f"depth={spec['depth']!r} of stage {spec} must be at least {least}")
     return specs
 
 

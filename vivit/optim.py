@@ -61,10 +61,10 @@ def make_optimizer(
     weight_decay: float,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimiser and its schedule. Gradients are clipped by their global norm after the mean
-    over all devices; clip_norm=None does not clip."""
+    over all devices; 0 or None does not clip."""
     schedule = warmup_cosine(lr=lr, lr_floor=lr_floor, warmup_steps=warmup_steps, steps=steps)
     update = OPTIMIZERS[name](b1=b1, b2=b2, momentum=momentum, weight_decay=weight_decay)
-    clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    clip = [] if not clip_norm else [optax.clip_by_global_norm(clip_norm)]
     return optax.chain(*clip, update, optax.scale_by_learning_rate(schedule)), schedule
 
 

@@ -20,7 +20,7 @@ class Parallel(NamedTuple):
 
     init: jittable seed -> state, and a seed -> the state on the devices.
     put: a process's part of a batch on the host -> the batch on the devices.
-    train: step(state, batch) -> (state, sums), compiled when first called; the state is donated.
+    train: step(state, batch) -> (state, sums), compiled when first called. jit donates the state.
     evaluate: step(params, batch) -> sums, the same way.
     devices: how many there are in all; a batch must be a multiple of it.
     """
@@ -47,6 +47,12 @@ def make_parallel(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
             "use data=-1"
         )
     return MODES[mode](data=data, fsdp=fsdp, rules=rules)
+
+
+def make_parallel_here(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
+    """As make_parallel, but on whatever devices there are: a checkpoint restores on any number."""
+    fsdp = fsdp if jax.device_count() % fsdp == 0 else 1
+    return make_parallel(mode=mode, data=-1, fsdp=fsdp, rules=rules)
 
 
 @MODES.register("jit")

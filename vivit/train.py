@@ -25,7 +25,7 @@ from vivit.config import claim_workdir, import_modules, locked, parse, write_ato
 from vivit.cost import count_multiply_adds, count_parameters, count_tokens
 from vivit.data.pipeline import train_batches
 from vivit.data.sources import open_split
-from vivit.evaluate import check_split, local_batches, score
+from vivit.evaluate import check_batch_size, check_split, local_batches, score
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import make_parallel
@@ -47,11 +47,10 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         ]
         check_split(splits[0], config.model)
         parallel = make_parallel(**config.parallel)
-        if config.data.batch_size % parallel.devices:
-            raise ValueError(
-                f"data.batch_size={config.data.batch_size} is not a multiple of the "
-                f"{parallel.devices} devices"
-            )
+        check_batch_size(config.data.batch_size, parallel.devices, len(splits[0].records))
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            if config.train[name] < 1:
+                raise ValueError(f"train.{name}={config.train[name]} must be at least 1")
         optimizer, schedule = make_optimizer(steps=config.train.steps, **config.optim)
         average_decay = config.train.average_decay
         init = make_init(model, optimizer, average_decay=average_decay)
@@ -65,8 +64,8 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         folder = claim_workdir(workdir, config)
 
         with (
+            stop_signals() as stop,  # first, so that the last save ends before signals kill again
             Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints,
-            stop_signals() as stop,
             closing(Log(folder, steps=config.train.steps)) as log,
         ):
             if (newest := checkpoints.latest()) is not None:
@@ -99,7 +98,7 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
     if batch is not None:
         train_step = train_step.lower(state, batch).compile()
         log.cost(model, train_step, config.data.batch_size)
-    pending, since, step = [], time.perf_counter(), start
+    pending, since = [], time.perf_counter()
 
     for step in range(start + 1, steps + 1):
         state, sums = train_step(state, batch)
@@ -114,30 +113,38 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
             values["clips_per_second"] = clips / (time.perf_counter() - since)
             values["lr"] = float(schedule(step - 1))
             log.write(step, "train", values)
-            if not np.isfinite(values["loss"]):
-                raise ValueError(
-                    f"the loss is {values['loss']} at step {step}; the checkpoints before it are "
-                    "kept. Try a lower optim.lr, more warmup_steps or a smaller clip_norm"
-                )
+            _require_finite(values, step)
             pending, since = [], time.perf_counter()
 
         validated = None
         if step % config.train.eval_every == 0 or step == steps:
+            jax.block_until_ready(state)
+            begun = time.perf_counter()
             scores = score(eval_step, state.eval_params, local_batches(splits[1], config), parallel)
             validated = scores.metrics
             log.write(step, "validation", validated)
-            since = time.perf_counter()
+            since += time.perf_counter() - begun
 
         if validated or step % config.train.checkpoint_every == 0 or last:
+            if pending:
+                _require_finite(means(jax.device_get(pending)), step)
             position = {"step": step, "seed": config.seed, "digest": splits[0].digest}
             checkpoints.save(
                 step, state, data=position, config=json.loads(config.to_json()), metrics=validated
             )
         if last:
             break
-    if step < steps:
-        log.say(f"stopped at step {step}, saved; the same command goes on from there")
     return state
+
+
+def _require_finite(values: dict[str, float], step: int) -> None:
+    """A checkpoint of NaNs is never written: they come with the gradient of the step before it."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(values[name]):
+            raise ValueError(
+                f"the {name} is {values[name]} at step {step}; the checkpoints before it are kept. "
+                "In another --workdir try a lower optim.lr, more warmup_steps or less clip_norm"
+            )
 
 
 class Log:
@@ -197,10 +204,6 @@ class Log:
             line = f"step {step}/{self.bar.total}: {shown}, {rate:.0f} clips/s"
             print(line, file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
-        if self.active:
-            self.bar.write(text, file=sys.stderr)
-
     def close(self) -> None:
         self.bar.close()
         if hasattr(self, "file"):
@@ -238,7 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments, config = parse(parser, argv)
     if config is None:
         parser.error("--config=FILE is needed: configs/moving_digits.py, for one")
-    train(config, arguments.workdir)
+    step = int(train(config, arguments.workdir).step)
+    if step < config.train.steps:
+        sys.exit(f"stopped at step {step}, which is saved; the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -103,14 +103,17 @@ def test_a_dry_run_prints_commands_that_can_be_pasted(capsys):
 
 def run_folder(folder, *, family, seed, top1, finished=True):
     folder.mkdir(parents=True)
-    config = {"model": {"family": family}, "seed": seed}
+    config = {"model": {"family": family}, "seed": seed, "train": {"steps": 1}}
     (folder / "config.json").write_text(json.dumps(config))
     if not finished:
         return
     cost = {"parameters": 2e6, "multiply_adds": 3e6, "temporary_bytes": 4e6, "batch_size": 10}
     (folder / "cost.json").write_text(json.dumps(cost))
-    line = {"step": 1, "split": "train", "clips_per_second": 100.0}
-    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    lines = [
+        {"step": 1, "split": "train", "clips_per_second": 100.0},
+        {"step": 1, "split": "validation", "top1": 0.5},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "eval").mkdir()
     (folder / "eval/test_00000001.json").write_text(json.dumps({"top1": top1}))
 
@@ -124,7 +127,7 @@ def test_seeds_share_a_row_and_unfinished_runs_are_named(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "| joint | 2 | 91.00 ± 1.41 | 2.000 | 3.0 | 100.0 | 4.0 |" in out
     assert "| average_pool | 1 | 50.00 |" in out
-    assert "b1: no evaluation on the test split" in err
+    assert "b1: not trained" in err
 
 
 def test_nothing_to_collect_is_an_error(tmp_path):

@@ -59,7 +59,7 @@ def open_split(name: str, root: str | Path, *, split: str, label: str) -> Split:
             f"no data set {name!r} under {str(root)!r}; "
             f"make it with: python -m vivit.data prepare {name} {root}"
         )
-    folder = versions[-1]
+    folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     info = _check(folder)
     if split not in info.splits:
         raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(sorted(info.splits))}")
