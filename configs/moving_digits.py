@@ -2,7 +2,7 @@
 
     python -m vivit.train --config=configs/moving_digits.py --workdir=runs/moving_digits
 
-Under two minutes on two CPU cores. Test accuracy on the motion, measured on 21 November 2026 with
+About two minutes on two CPU cores. Test accuracy on the motion, measured on 21 November 2026 with
 seeds 0, 1, 2: 98.73, 99.76, 99.61 %.
 """
 

@@ -73,7 +73,7 @@ def test_meshes_that_do_not_fit_are_refused(change, message):
 
 def test_rules_that_do_not_fit_are_listed():
     import jax
-    from jax.sharding import AbstractMesh
+    from jax.sharding import AbstractMesh, PartitionSpec
 
     from vivit.parallel import AXES, shard_by_rules
 
@@ -88,4 +88,4 @@ def test_rules_that_do_not_fit_are_listed():
     with pytest.raises(ValueError, match="unknown mesh axes"):
         shard_by_rules(shapes, mesh, [("kernel$", ("model",))])
     sharded = shard_by_rules(shapes, mesh, [("bias$", ())])
-    assert sharded["c"]["bias"].spec == (None,)
+    assert sharded["c"]["bias"].spec == PartitionSpec(None)
