@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from vivit.data.sources import Split
 
@@ -54,6 +55,8 @@ def train_batches(
     batches = dataset.batch(local)[start * processes + process :: processes]
     iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads))
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read its absl flags; we parse none
+            flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(iterable)
 
