@@ -46,11 +46,11 @@ def check_split(split: Split, model_config: Any) -> None:
         raise ValueError(f"{split.name} with label {split.label!r} needs {' and '.join(problems)}")
 
 
-def check_batch_size(batch_size: int, devices: int, clips: int) -> None:
+def check_batch_size(batch_size: int, devices: int, clips: int | None = None) -> None:
     """ValueError where a batch can't be split over the devices, or is more than there is."""
     if batch_size < 1 or batch_size % devices:
         raise ValueError(f"data.batch_size={batch_size} is not a multiple of the {devices} devices")
-    if batch_size > clips:
+    if clips is not None and batch_size > clips:
         raise ValueError(f"data.batch_size={batch_size} is larger than the {clips} training clips")
 
 
@@ -71,12 +71,12 @@ def restore(
     """The model of a run's folder and its state at "best", "latest" or a step."""
     model = vivit.build(config.model)
     parallel = make_parallel_here(**config.parallel)
-    check_batch_size(config.data.batch_size, parallel.devices, config.data.batch_size)
+    check_batch_size(config.data.batch_size, parallel.devices)
     optimizer, _ = make_optimizer(steps=config.train.steps, **config.optim)
     init = make_init(model, optimizer, average_decay=config.train.average_decay)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.resolve(checkpoint)
-        state, _ = checkpoints.restore(step, parallel.init(init, config.seed))
+        state, _ = checkpoints.restore(step, parallel.abstract(init, config.seed))
     return model, state, parallel
 
 
@@ -131,11 +131,16 @@ def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, A
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """--workdir, --checkpoint and --split: which parameters, and on which clips."""
     parser.add_argument("--workdir", required=True, help="the folder of a run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
     parser.add_argument("--split", default="test")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
+    add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     path = evaluate(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
     result = json.loads(path.read_text())

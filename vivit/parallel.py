@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,15 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]
 class Parallel(NamedTuple):
     """A way to run on all devices. States and results look the same under each.
 
-    init: jittable seed -> state, and a seed -> the state on the devices.
+    abstract: jittable seed -> state, and a seed -> the state's shapes, dtypes and shardings.
+    init: the same -> the state on the devices.
     put: a process's part of a batch on the host -> the batch on the devices.
     train: step(state, batch) -> (state, sums), compiled when first called. jit donates the state.
     evaluate: step(params, batch) -> sums, the same way.
     devices: how many there are in all; a batch must be a multiple of it.
     """
 
+    abstract: Callable[..., Any]
     init: Callable[..., Any]
     put: Callable[[Any], Any]
     train: Callable[..., Any]
@@ -63,9 +66,9 @@ def jit_over_mesh(*, data: int, fsdp: int, rules: Rules) -> Parallel:
     batch = NamedSharding(mesh, BATCH)
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def init(make, seed):
-        shardings = shard_by_rules(jax.eval_shape(make, seed), mesh, rules)
-        return jax.jit(make, out_shardings=shardings, static_argnums=0)(seed)
+    def abstract(make, seed):
+        shapes = jax.eval_shape(make, seed)
+        return _placed(shapes, shard_by_rules(shapes, mesh, rules))
 
     def put(host):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch, x), host)
@@ -82,7 +85,7 @@ def jit_over_mesh(*, data: int, fsdp: int, rules: Rules) -> Parallel:
     def evaluate(step):
         return jax.jit(step, out_shardings=replicated)
 
-    return Parallel(init, put, train, evaluate, data * fsdp)
+    return Parallel(abstract, partial(_init, abstract), put, train, evaluate, data * fsdp)
 
 
 @MODES.register("pmap")
@@ -94,25 +97,37 @@ def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
         )
     local = jax.local_device_count()
 
-    def init(make, seed):
+    def abstract(make, seed):
         mesh = Mesh(np.array(jax.devices()), ("devices",))
-        return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()), static_argnums=0)(
-            seed
-        )
+        shapes = jax.eval_shape(make, seed)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return _placed(shapes, jax.tree.map(lambda _: everywhere, shapes))
 
     def put(host):
         return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), host)
 
-    def over_devices(step, **kwargs):
+    def over_devices(step):
         def with_axis(state, batch):
             return step(state, batch, axis_name="devices")
 
-        return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None, **kwargs)
+        return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None)
 
     def train(step, state):
         return over_devices(step)
 
-    return Parallel(init, put, train, over_devices, data)
+    return Parallel(abstract, partial(_init, abstract), put, train, over_devices, data)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
+    )
+
+
+def _init(abstract: Callable[..., Any], make: Callable[..., Any], seed: int) -> Any:
+    """The state, made where its shardings say."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(make, seed))
+    return jax.jit(make, out_shardings=shardings, static_argnums=0)(seed)
 
 
 def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:

@@ -29,7 +29,7 @@ from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
 from vivit.attention import PATTERNS
 from vivit.config import write_atomically
-from vivit.evaluate import evaluate, evaluation_path
+from vivit.evaluate import add_run_arguments, evaluate, evaluation_path
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
 
@@ -257,9 +257,7 @@ def _page(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.analysis.report", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="the folder of a run")
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
-    parser.add_argument("--split", default="test")
+    add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     path = write_report(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
     print(f"open {path}")

@@ -53,20 +53,20 @@ def prepare(name: str, root: str | Path) -> Path:
 def open_split(name: str, root: str | Path, *, split: str, label: str) -> Split:
     """A split to read. ValueError if it was never prepared, is incomplete, or has no such label."""
     BUILDERS[name]  # raises for an unknown name
-    versions = sorted(Path(root, name).glob("[0-9]*.[0-9]*.[0-9]*"))
+    versions = list(Path(root, name).glob("[0-9]*.[0-9]*.[0-9]*"))
     if not versions:
         raise ValueError(
             f"no data set {name!r} under {str(root)!r}; "
             f"make it with: python -m vivit.data prepare {name} {root}"
         )
     folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-    info = _check(folder)
+    builder = _check(folder)
+    info = builder.info
     if split not in info.splits:
         raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(sorted(info.splits))}")
     labels = info.metadata["labels"]
     if label not in labels:
         raise ValueError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
-    builder = tfds.builder_from_directory(folder)
     return Split(
         records=builder.as_data_source(split=split),
         clip_shape=tuple(info.metadata["clip_shape"]),
@@ -78,8 +78,8 @@ def open_split(name: str, root: str | Path, *, split: str, label: str) -> Split:
     )
 
 
-def _check(folder: Path) -> tfds.core.DatasetInfo:
-    """The info of a prepared folder, or ValueError with all that is missing from it."""
+def _check(folder: Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared folder, or ValueError with all that is missing from it."""
     problems = [
         f"no {file}"
         for file in ("dataset_info.json", "features.json")
@@ -90,7 +90,7 @@ def _check(folder: Path) -> tfds.core.DatasetInfo:
         for split in builder.info.splits:
             problems += _split_problems(builder, split)
         if not problems:
-            return builder.info
+            return builder
     raise ValueError(
         f"the data set in {str(folder)!r} is not complete ({'; '.join(problems)}); "
         f"move that folder away and run: python -m vivit.data prepare "
