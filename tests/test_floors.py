@@ -12,6 +12,8 @@ FLOORS = {
     "vivit.config": 0,
     "vivit.attention": 1,
     "vivit.layers": 1,
+    "vivit.encoder": 1,
+    "vivit.plan": 1,
     "vivit.model": 1,
     "vivit": 1,  # the package's own names: build and ViViT
     "vivit.data": 1,
@@ -27,13 +29,19 @@ FLOORS = {
     "vivit.describe": 4,
 }
 ON_ONE_FLOOR = {  # the only imports between modules of one floor
-    ("vivit.layers", "vivit.attention"),
+    ("vivit.encoder", "vivit.attention"),
+    ("vivit.encoder", "vivit.layers"),
+    ("vivit.plan", "vivit.attention"),
+    ("vivit.plan", "vivit.encoder"),
+    ("vivit.plan", "vivit.layers"),
     ("vivit.model", "vivit.attention"),
     ("vivit.model", "vivit.layers"),
+    ("vivit.model", "vivit.encoder"),
+    ("vivit.model", "vivit.plan"),
     ("vivit", "vivit.model"),
     ("vivit.train", "vivit.evaluate"),
 }
-FLAX = {"vivit.layers", "vivit.model"}
+FLAX = {"vivit.layers", "vivit.encoder", "vivit.model"}
 LONGEST = {"vivit/train.py": 350}
 
 

@@ -8,10 +8,11 @@ import pytest
 
 import vivit
 from vivit import describe
-from vivit.attention import KERNELS, PATTERNS, pattern
+from vivit.attention import PATTERNS, pattern
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters
-from vivit.layers import REMAT
-from vivit.model import FAMILIES, SIZES, Size, plan_stages, stack_layers, unstack_layers
+from vivit.encoder import REMAT
+from vivit.model import SIZES, Size, stack_layers, unstack_layers
+from vivit.plan import FAMILIES, plan_stages
 
 TINY = {
     "clip": (4, 8, 8),
@@ -24,6 +25,12 @@ TINY = {
     "tubelet": (2, 4, 4),
 }
 CLIPS = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3))
+NO_CLASS_TOKEN = (
+    "factorised_self_attention",
+    "factorised_dot_product",
+    "local_global",
+    "axial",
+)
 TABLE_2 = {  # ViViT (2103.15691), table 2: million parameters, giga multiply-adds
     "joint": (88.9, 455.2),
     "factorised_encoder": (115.1, 284.4),
@@ -79,7 +86,7 @@ def test_multiply_adds_by_hand():
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_family_and_readout_runs_or_says_why_not(family, readout):
     config = {**TINY, "family": family, "readout": readout}
-    if readout == "cls" and family in ("factorised_self_attention", "factorised_dot_product"):
+    if readout == "cls" and family in NO_CLASS_TOKEN:
         with pytest.raises(ValueError, match='no class token.*use readout="mean" or "max"'):
             vivit.build(config)
         return
@@ -89,7 +96,7 @@ def test_every_family_and_readout_runs_or_says_why_not(family, readout):
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", ["chunked", "auto"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_family_is_the_same_under_every_kernel(family, kernel):
     config = {**TINY, "family": family}
@@ -199,7 +206,7 @@ def test_positions_come_in_the_first_stage_that_mixes_an_axis():
 WRONG = [
     ({"famly": "joint"}, r"unknown model fields \['famly'\]; known: .*family"),
     ({"family": "jiont"}, "unknown family 'jiont'; known: average_pool, .*joint"),
-    ({"kernel": "dens"}, "unknown attention kernel 'dens'; known: chunked, dense"),
+    ({"kernel": "dens"}, "unknown attention kernel 'dens'; known: auto, chunked, dense"),
     ({"readout": "token"}, "unknown readout 'token'; known: cls, max, mean"),
     ({"position": "rope"}, "unknown position embedding 'rope'"),
     ({"embedding": "conv"}, "unknown embedding 'conv'; known: tubelet, uniform_frames"),
@@ -226,15 +233,6 @@ WRONG = [
     (
         {"stages": [{"depth": 1, "mixers": ["time"], "pool": "cls"}]},
         "these stages can have no class",
-    ),
-    (
-        {
-            "stages": [
-                {"depth": 1, "mixers": ["space"], "pool": ""},
-                {"depth": 1, "mixers": ["joint"], "pool": "cls"},
-            ]
-        },
-        "stage 1 puts a class token on the clip after a stage that mixed one axis",
     ),
     ({"family": "factorised_encoder", "temporal_depth": 0}, "depth=0 of stage .* at least 1"),
 ]

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, TINY
 from vivit.checkpoint import Checkpoints
 from vivit.config import claim_workdir, differences, locked, read_config, read_workdir
 from vivit.evaluate import restore
-from vivit.model import plan_stages
+from vivit.plan import plan_stages
 from vivit.train import main, train
 
 CONFIG = str(ROOT / "configs/moving_digits.py")

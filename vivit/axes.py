@@ -1,7 +1,8 @@
 """The legend of array axes, as jaxtyping aliases. One letter, one meaning, in the whole project.
 
-B clips · F frames · H W pixels · C channels · T tubelet steps · S places per step ·
-N tokens of one attention set · D width · h heads · k channels per head · L layers · V views
+B clips · F frames · H W pixels · C channels · T tubelet steps · S places per step, Y rows of X ·
+N tokens of one attention set · D width · h heads · g heads of keys and values ·
+k channels per head · c channels of the values · L layers · V views
 """
 
 import numpy as np
@@ -11,7 +12,9 @@ from jaxtyping import Float, Int, Shaped
 Clips = Shaped[Array | np.ndarray, "B F H W C"]  # uint8 in [0, 255], or floats in [-1, 1]
 Grid = Float[Array, "B T S D"]  # tokens, always on their space-time grid
 NewGrid = Float[Array, "B T2 S2 D"]  # a grid that has gained class tokens or lost pooled axes
-HeadGrid = Float[Array, "B T S h k"]  # queries and keys of such a grid
-ValueGrid = Float[Array, "B T S h c"]  # its values, and what attention makes of them
+HeadGrid = Float[Array, "B T S h k"]  # queries of such a grid
+KeyGrid = Float[Array, "B T S g k"]  # its keys; h is a multiple of their heads
+ValueGrid = Float[Array, "B T S g c"]  # its values
+MixedGrid = Float[Array, "B T S h c"]  # what attention makes of them
 Logits = Float[Array, "B classes"]
 Labels = Int[Array, " B"]

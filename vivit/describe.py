@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import vivit
 from vivit.config import import_modules, parse
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
-from vivit.model import FAMILIES, SIZES, ViViT
+from vivit.model import SIZES, ViViT
 from vivit.optim import make_optimizer
+from vivit.plan import FAMILIES
 from vivit.step import make_init, make_train_step
 
 MODEL: dict[str, Any] = {  # what is described where nothing is said

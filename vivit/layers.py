@@ -14,15 +14,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
-from vivit.attention import KERNELS, PATTERNS
 from vivit.axes import Clips, Grid, NewGrid
 from vivit.registry import Registry
 
 NORM_EPSILON = 1e-6  # as Scenic and the ViT code; flax's own default is the same, by chance
-
-# The collection of activations that vivit.analysis asks for: queries and keys of every attention,
-# and what a stage pools. Nothing is kept where it is not asked for.
-CAPTURED = "attention"
 
 SampledClips = Shaped[Array | np.ndarray, "B F2 H W C"]
 SAMPLERS: Registry[Callable[[Clips, int], SampledClips]] = Registry("embedding")
@@ -91,6 +86,14 @@ def _learned_separable(module, lengths: tuple[int, ...], width: int) -> Float[Ar
     return _sum_over_axes(tables)
 
 
+def _learned_space_time(module, lengths: tuple[int, ...], width: int) -> Float[Array, "N D"]:
+    """One table over a step's places and one over steps, as TimeSformer's (2102.05095)."""
+    table = lambda name, n: module.param(name, nn.initializers.normal(0.02), (n, width))
+    steps, places = lengths[: len(lengths) % 2], lengths[len(lengths) % 2 :]
+    tables = [table("time", steps[0])] if steps else []
+    return _sum_over_axes(tables + ([table("space", int(np.prod(places)))] if places else []))
+
+
 def _sinusoidal(module, lengths: tuple[int, ...], width: int) -> Float[Array, "N D"]:
     return jnp.asarray(sinusoids(int(np.prod(lengths)), width))
 
@@ -122,6 +125,7 @@ def _sum_over_axes(tables: list) -> Float[Array, "N D"]:
 POSITIONS: Registry[Callable[..., Float[Array, "N D"]]] = Registry("position embedding")
 POSITIONS.add("learned", _learned)
 POSITIONS.add("learned_separable", _learned_separable)
+POSITIONS.add("learned_space_time", _learned_space_time)
 POSITIONS.add("sinusoidal", _sinusoidal)
 POSITIONS.add("sinusoidal_separable", _sinusoidal_separable)
 POSITIONS.add("none", _none)
@@ -146,6 +150,13 @@ class Position(nn.Module):
         init = nn.initializers.normal(0.02)
         row = self.param("class_token", init, (1, width)) if learned else jnp.zeros((1, width))
         return jnp.concatenate([row, table])
+
+
+def on_grid(table: Float[Array, "N D"], axes: str, grid: Grid) -> Float[Array, "1 #T #S D"]:
+    """A position table as a grid that broadcasts over the axes that it does not span."""
+    _, t, s, d = grid.shape
+    shape = {"t": (1, -1, 1, d), "s": (1, 1, -1, d), "ts": (1, t, s, d)}
+    return table.reshape(shape[axes])
 
 
 class DropPath(nn.Module):
@@ -176,186 +187,32 @@ class Dropout(nn.Module):
         return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
 
 
-def _latest(_, new):
-    return new
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of a grid, over the sets of `pattern`, by `kernel`."""
-
-    heads: int
-    pattern: str
-    kernel: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Grid) -> Grid:
-        width = x.shape[-1]
-        project = partial(
-            nn.DenseGeneral,
-            features=(self.heads, width // self.heads),
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-        )
-        q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))  # [B, T, S, h, k]
-        for name, value in () if self.is_initializing() else (("queries", q), ("keys", k)):
-            self.sow(CAPTURED, name, value, reduce_fn=_latest, init_fn=tuple)
-        out = PATTERNS[self.pattern].mix(q, k, v, KERNELS[self.kernel])
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="out",
-        )(out)
+ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry("activation")
+ACTIVATIONS.add("gelu_tanh", partial(nn.gelu, approximate=True))
+ACTIVATIONS.add("gelu", partial(nn.gelu, approximate=False))
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a tanh-approximated gelu between them."""
+    """Two dense layers with an activation between them; `features` wide if given, else as x."""
 
     hidden: int
+    activation: str
     dropout: float
     dtype: jnp.dtype
+    features: int | None = None
 
     @nn.compact
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: Grid) -> Float[Array, "B T S features"]:
         dense = partial(
             nn.Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
         )
-        width = x.shape[-1]
-        x = nn.gelu(dense(self.hidden, name="up")(x), approximate=True)
+        features = self.features or x.shape[-1]
+        x = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
         x = Dropout(self.dropout)(x)
-        return dense(width, name="down")(x)
-
-
-class Block(nn.Module):
-    """A pre-LN transformer block: one residual branch a mixer, then one for the MLP.
-
-    Scans need a carry and an output, so it returns (x, None). `fraction` is the layer's depth in
-    the encoder, from 0 to 1; it scales the drop path.
-    """
-
-    mixers: tuple[str, ...]
-    heads: int
-    mlp_dim: int
-    kernel: str
-    drop_path: float
-    dropout: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Grid, fraction: float | Float[Array, ""]) -> tuple[Grid, None]:
-        branches = [
-            (
-                name,
-                SelfAttention(self.heads, name, self.kernel, self.dtype, name=f"attention_{name}"),
-            )
-            for name in self.mixers
-        ]
-        branches.append(("mlp", Mlp(self.mlp_dim, self.dropout, self.dtype, name="mlp")))
-        for name, branch in branches:
-            norm = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name=f"norm_{name}")
-            y = Dropout(self.dropout)(branch(norm(x)))
-            x = x + DropPath(self.drop_path, name=f"drop_path_{name}")(y, fraction)
-        return x, None
-
-
-REMAT: Registry[Callable[..., type[nn.Module]]] = Registry("remat")
-REMAT.add("none", lambda module, **_: module)
-REMAT.add("full", nn.remat)
-REMAT.add(
-    "dots",
-    partial(nn.remat, policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims),
-)
-
-
-class Stage(nn.Module):
-    """Some equal blocks over one grid, with what they start with and end with.
-
-    lengths: of the axes whose position embedding starts here; () for none. They are the trailing
-        or the leading axes of the grid, and broadcast over the others.
-    class_token: "" for none, or the grid axis that it is put on, at index 0: "s" or "t", or "ts"
-        for one token a clip, which makes the grid one step [B, 1, 1 + T·S, D].
-    pool: "" or a name of POOLS, over `pool_axes` ("s", "t" or "ts"); a norm stands before it.
-    """
-
-    depth: int
-    mixers: tuple[str, ...]
-    pool: str
-    pool_axes: str
-    class_token: str
-    lengths: tuple[int, ...]
-    position_axes: str
-    position: str
-    first_layer: int
-    total_layers: int
-    heads: int
-    mlp_dim: int
-    kernel: str
-    drop_path: float
-    dropout: float
-    scan: bool
-    remat: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Grid) -> NewGrid:
-        x = self._add_class_token_and_position(x)
-        x = self._blocks(x)
-        if self.pool:
-            if self.depth:
-                x = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name="norm")(x)
-            if not self.is_initializing():
-                self.sow(CAPTURED, "pooled", x, reduce_fn=_latest, init_fn=tuple)
-            x = POOLS[self.pool](x, self.pool_axes)
-        return x
-
-    def _add_class_token_and_position(self, x: Grid) -> NewGrid:
-        b, t, s, d = x.shape
-        if self.class_token:
-            token = self.param("class_token", nn.initializers.zeros, (1, 1, 1, d)).astype(x.dtype)
-            if self.class_token == "ts":
-                x = x.reshape(b, 1, t * s, d)
-            b, t, s, _ = x.shape
-            by_step = self.class_token == "t"
-            shape = (b, 1, s, d) if by_step else (b, t, 1, d)
-            x = jnp.concatenate([jnp.broadcast_to(token, shape), x], axis=1 if by_step else 2)
-        if self.lengths:
-            table = Position(self.position, self.lengths, bool(self.class_token), name="position")(
-                d
-            )
-            x = x + on_grid(table, self.position_axes, x).astype(x.dtype)
-            x = Dropout(self.dropout)(x)
-        return x
-
-    def _blocks(self, x: Grid) -> Grid:
-        fields = ("mixers", "heads", "mlp_dim", "kernel", "drop_path", "dropout", "dtype")
-        arguments = {name: getattr(self, name) for name in fields}
-        fractions = np.arange(self.first_layer, self.first_layer + self.depth, dtype=np.float32)
-        fractions = fractions / max(self.total_layers - 1, 1)
-        if self.scan and self.depth:
-            block = REMAT[self.remat](Block, prevent_cse=False)
-            layers = nn.scan(
-                block,
-                variable_axes={"params": 0, CAPTURED: 0},
-                split_rngs={"params": True, "dropout": True},
-                length=self.depth,
-            )
-            return layers(**arguments, name="layers")(x, jnp.asarray(fractions))[0]
-        block = REMAT[self.remat](Block)
-        for layer, fraction in enumerate(fractions):
-            x, _ = block(**arguments, name=f"layer_{layer}")(x, float(fraction))
-        return x
-
-
-def on_grid(table: Float[Array, "N D"], axes: str, grid: Grid) -> Float[Array, "1 #T #S D"]:
-    """A position table as a grid that broadcasts over the axes that it does not span."""
-    _, t, s, d = grid.shape
-    shape = {"t": (1, -1, 1, d), "s": (1, 1, -1, d), "ts": (1, t, s, d)}
-    return table.reshape(shape[axes])
+        return dense(features, name="down")(x)
 
 
 POOLS: Registry[Callable[[Grid, str], NewGrid]] = Registry("readout")

@@ -6,7 +6,7 @@ logits = model.apply({"params": params}, clips)
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from vivit.attention import KERNELS, PATTERNS
+from vivit.attention import KERNELS
 from vivit.axes import Clips, Logits
-from vivit.layers import POOLS, POSITIONS, REMAT, SAMPLERS, Stage, Tubelet
+from vivit.encoder import REMAT, Stage
+from vivit.layers import ACTIVATIONS, POOLS, POSITIONS, SAMPLERS, Tubelet
+from vivit.plan import plan_stages
 from vivit.registry import Registry
 
 
@@ -36,35 +38,6 @@ SIZES.add("B", Size(768, 12, 12, 3072))
 SIZES.add("L", Size(1024, 24, 16, 4096))
 SIZES.add("H", Size(1280, 32, 16, 5120))
 
-# The stages of a family: (depth, temporal_depth, readout) -> mappings with depth, mixers and pool.
-# The names and the stages are those of ViViT (2103.15691), sections 3.3 and 4.2.
-FAMILIES: Registry[Callable[..., tuple[dict, ...]]] = Registry("family")
-
-
-def _one_stage(*mixers: str) -> Callable[..., tuple[dict, ...]]:
-    return lambda depth, temporal_depth, readout: (
-        {"depth": depth, "mixers": mixers, "pool": readout},
-    )
-
-
-FAMILIES.add("joint", _one_stage("joint"))  # model 1
-FAMILIES.add(  # model 2
-    "factorised_encoder",
-    lambda depth, temporal_depth, readout: (
-        {"depth": depth, "mixers": ("space",), "pool": readout},
-        {"depth": temporal_depth, "mixers": ("time",), "pool": readout},
-    ),
-)
-FAMILIES.add("factorised_self_attention", _one_stage("space", "time"))  # model 3
-FAMILIES.add("factorised_dot_product", _one_stage("split_heads"))  # model 4
-FAMILIES.add(  # the baseline of table 2: each step on its own, then their mean
-    "average_pool",
-    lambda depth, temporal_depth, readout: (
-        {"depth": depth, "mixers": ("space",), "pool": readout},
-        {"depth": 0, "mixers": (), "pool": "mean"},
-    ),
-)
-
 
 class ViViT(nn.Module):
     """A video transformer; `build` makes and checks one. Clips [B, F, H, W, C] -> logits.
@@ -72,8 +45,10 @@ class ViViT(nn.Module):
     Clips are uint8, or floats in [-1, 1]. Fields (the schema of `config.model`):
 
     family: a name of FAMILIES, or of a pattern: then every block has that pattern.
-    stages: instead of a family: mappings with depth, mixers (names of patterns) and pool ("", or
-        a name of POOLS: over the axes that the stage mixes, or in the last stage all that is left).
+        A pattern may have options: "window(4, 7, 7)".
+    stages: instead of a family: mappings with depth, mixers (names of patterns), pool ("", or
+        a name of POOLS: over the axes that the stage mixes, or in the last stage all that is left)
+        and, where tokens are reduced, reduce: a name of REDUCTIONS, like "token_learner(8)".
     size: a name of SIZES, with or without a tubelet: "B", or "B/16x2" (16 pixels, 2 frames).
         width, depth, heads, mlp_dim and tubelet (time, height, width) are its, where None.
     temporal_depth: layers of the factorised encoder's second stage.
@@ -81,6 +56,13 @@ class ViViT(nn.Module):
         positions in the first stage that mixes it.
     readout: "cls", "mean" or "max".
     kernel: a name of KERNELS. dtype: of the computation; parameters and the head are float32.
+    kv_heads: heads of keys and values, a divisor of `heads`; 2305.13245. None for as many.
+    qk_norm: layer norm of queries and keys; 2302.05442. rope3d: they turn with their places, beside
+        or, with position="none", instead of position embeddings; 2506.09985.
+    registers: further tokens of every stage that nothing reads; 2309.16588.
+    soft_cap: scores s become cap·tanh(s / cap); 2408.00118. None for none.
+    activation: of the MLPs, "gelu_tanh" (ViViT's) or "gelu" (exact, TimeSformer's).
+    attention_dropout: of attention weights. dropout: of tokens and in the MLPs.
     drop_path: the last layer's rate; it grows linearly from 0 through all the layers.
     scan: one compiled block for all layers of a stage. remat: a name of REMAT.
     """
@@ -100,8 +82,15 @@ class ViViT(nn.Module):
     position: str = "learned"
     readout: str = "mean"
     kernel: str = "dense"
+    kv_heads: int | None = None
+    qk_norm: bool = False
+    rope3d: bool = False
+    registers: int = 0
+    soft_cap: float | None = None
+    activation: str = "gelu_tanh"
     drop_path: float = 0.0
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
@@ -157,110 +146,6 @@ def build(model_config: Mapping[str, Any] | ConfigDict) -> ViViT:
     return model
 
 
-def plan_stages(model: ViViT) -> list[dict[str, Any]]:
-    """The fields of every Stage of a model: what it mixes, pools, and where tokens are added."""
-    specs = _stage_specs(model)
-    t, y, x = model.grid
-    lengths = {"t": (t,), "s": (y, x)}
-    left = "ts"  # the axes not pooled yet
-    unplaced = "ts"  # the axes that have no position embedding yet
-    planned, layer = [], 0
-    total = sum(spec["depth"] for spec in specs)
-    for i, spec in enumerate(specs):
-        axes = "".join(a for a in "ts" if any(a in PATTERNS[m].axes for m in spec["mixers"]))
-        last = i == len(specs) - 1
-        new = "".join(a for a in axes if a in unplaced)
-        unplaced = "".join(a for a in unplaced if a not in new)
-        pool_axes = left if last else "".join(a for a in axes if a in left)
-        class_token = _class_token(spec, pool_axes, left, model)
-        if class_token == "ts" and new not in ("", "ts"):
-            raise ValueError(
-                f"stage {i} puts a class token on the clip after a stage that mixed one axis; "
-                'use pool="mean" or "max" there'
-            )
-        planned.append(
-            {
-                "depth": spec["depth"],
-                "mixers": tuple(spec["mixers"]),
-                "pool": spec["pool"],
-                "pool_axes": pool_axes if class_token != "ts" else "s",
-                "class_token": class_token,
-                "lengths": sum((lengths[a] for a in new), ()),
-                "position_axes": new if class_token != "ts" else "s",
-                "first_layer": layer,
-                "total_layers": total,
-                "position": model.position,
-                "heads": model.heads,
-                "mlp_dim": model.mlp_dim,
-                "kernel": model.kernel,
-                "drop_path": model.drop_path,
-                "dropout": model.dropout,
-                "scan": model.scan,
-                "remat": model.remat,
-                "dtype": jnp.dtype(model.dtype),
-            }
-        )
-        layer += spec["depth"]
-        if spec["pool"]:
-            left = "".join(a for a in left if a not in pool_axes)
-            for axis in pool_axes:
-                lengths[axis] = ()
-    if left:
-        raise ValueError('the last stage must pool: give it pool="mean", "max" or "cls"')
-    return planned
-
-
-def _stage_specs(model: ViViT) -> tuple[dict, ...]:
-    if model.stages:
-        specs = tuple(dict(stage) for stage in model.stages)
-        known = {"depth", "mixers", "pool"}
-        for spec in specs:
-            if set(spec) != known:
-                raise ValueError(f"stage {spec} must have the keys {sorted(known)} and no others")
-    elif model.family in FAMILIES:
-        specs = FAMILIES[model.family](model.depth, model.temporal_depth, model.readout)
-    elif model.family in PATTERNS:
-        specs = _one_stage(model.family)(model.depth, model.temporal_depth, model.readout)
-    else:
-        raise ValueError(
-            f"unknown family {model.family!r}; known: {', '.join(sorted(FAMILIES))}, "
-            f"or a pattern for every block: {', '.join(sorted(PATTERNS))}"
-        )
-    for spec in specs:
-        for name in spec["mixers"]:
-            multiple = PATTERNS[name].heads_multiple
-            if model.heads % multiple:
-                raise ValueError(
-                    f"{name} needs heads in multiples of {multiple}, not {model.heads}"
-                )
-        if len(set(spec["mixers"])) < len(spec["mixers"]):
-            raise ValueError(
-                f"a pattern occurs twice in one block: {spec['mixers']}; use a stage more"
-            )
-        if spec["pool"]:
-            POOLS[spec["pool"]]  # raises for an unknown name
-        least = 1 if spec["pool"] == "cls" or spec["mixers"] else 0
-        if type(spec["depth"]) is not int or spec["depth"] < least:
-            raise ValueError(f"depth={spec['depth']!r} of stage {spec} must be at least {least}")
-    return specs
-
-
-def _class_token(spec: dict, pool_axes: str, left: str, model: ViViT) -> str:
-    """The axes on which a stage has its class token, or "" for none."""
-    if spec["pool"] != "cls":
-        return ""
-    mixers = [PATTERNS[name] for name in spec["mixers"]]
-    fits = len(mixers) == 1 and mixers[0].class_token and mixers[0].axes == pool_axes
-    if not fits or (pool_axes == "t" and "s" in left):
-        name = "these stages" if model.stages else f"family {model.family!r}"
-        raise ValueError(
-            f'{name} can have no class token: a stage with pool "cls" needs a single pattern '
-            f"that takes one and mixes all it pools, not {tuple(spec['mixers'])} over "
-            f'{pool_axes or "nothing"}; use readout="mean" or "max"'
-        )
-    return pool_axes
-
-
 def _resolve_size(given: dict[str, Any]) -> dict[str, Any]:
     """Fills width, depth, heads, mlp_dim and tubelet from `size`, where they are None."""
     name, _, patch = given.get("size", "").partition("/")
@@ -306,13 +191,24 @@ def _check_shapes(model: ViViT) -> None:
         )
     if model.width % 2 and model.position.startswith("sinusoidal"):
         raise ValueError(f"width={model.width} must be even for {model.position} positions")
-    for rate in ("drop_path", "dropout"):
+    if model.kv_heads is not None and (model.kv_heads < 1 or model.heads % model.kv_heads):
+        divisors = [n for n in range(1, model.heads + 1) if model.heads % n == 0]
+        raise ValueError(
+            f"heads={model.heads} is not a multiple of kv_heads={model.kv_heads}; "
+            f"use one of {divisors}"
+        )
+    if model.registers < 0:
+        raise ValueError(f"registers={model.registers} must be 0 or more")
+    if model.soft_cap is not None and model.soft_cap <= 0:
+        raise ValueError(f"soft_cap={model.soft_cap} must be above 0, or None for none")
+    for rate in ("drop_path", "dropout", "attention_dropout"):
         if not 0 <= getattr(model, rate) < 1:
             raise ValueError(f"{rate}={getattr(model, rate)} is not in [0, 1)")
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f'dtype={model.dtype!r} must be "float32" or "bfloat16"')
     for registry, name in (
         (KERNELS, model.kernel),
+        (ACTIVATIONS, model.activation),
         (SAMPLERS, model.embedding),
         (POSITIONS, model.position),
         (POOLS, model.readout),
@@ -331,7 +227,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_types(given: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]) -> None:
-    examples = {"clip": (16, 32, 32), "tubelet": (2, 16, 16), "classes": 400}
+    examples = {"clip": (16, 32, 32), "tubelet": (2, 16, 16), "classes": 400, "soft_cap": 50.0}
     wrong = []
     for name, value in given.items():
         default = fields[name].default

@@ -1,6 +1,7 @@
 """Names that a config may use, and what they stand for."""
 
-from collections.abc import Callable, Iterator
+import ast
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -41,3 +42,27 @@ class Registry(Generic[Item]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+def read_options(what: str, text: str, defaults: Mapping[str, int]) -> dict[str, int]:
+    """The options of a name as a config writes it: "window(4, rows=5)" -> {steps: 4, rows: 5}.
+
+    Options are integers of at least 1, named as in `defaults` and in its order where they have no
+    name. ValueError shows how `what` is written.
+    """
+    name = text.partition("(")[0].strip()
+    usage = f"{name}({', '.join(f'{option}={value}' for option, value in defaults.items())})"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        given = dict(zip(defaults, positional, strict=False))
+        given |= {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        fits = len(call.args) + len(call.keywords) == len(given)
+    except (SyntaxError, ValueError, AttributeError):
+        given, fits = {}, False
+    if not fits or set(given) - set(defaults) or any(type(v) is not int for v in given.values()):
+        raise ValueError(f"{text!r}: the options of {what} are written like {usage}")
+    small = [f"{option}={value}" for option, value in given.items() if value < 1]
+    if small:
+        raise ValueError(f"{text!r}: {', '.join(small)} must be at least 1")
+    return given

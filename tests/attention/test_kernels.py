@@ -7,40 +7,129 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit.attention import KERNELS
-from vivit.attention.kernels import chunked, dense
+from vivit.attention import KERNELS, Demand
+from vivit.attention.chunks import block_size
+from vivit.attention.dropout import weight_dropout
+from vivit.attention.fused import by_cudnn, by_splash
+from vivit.attention.kernels import auto, chunked, dense
 
 TOLERANCE = 1e-5
+HERE = ("dense", "chunked", "auto")  # fused needs its platform, rings need a mesh
 
 
-def draw(n, m, *, sets=(2,), heads=2, channels=8, values=8, dtype=jnp.float32):
+def draw(n, m, *, sets=(2,), heads=2, kv_heads=None, channels=8, values=8, dtype=jnp.float32):
     rng = np.random.default_rng(n * 1000 + m)
+    kv_heads = kv_heads or heads
     shapes = (
         (*sets, n, heads, channels),
-        (*sets, m, heads, channels),
-        (*sets, m, heads, values),
+        (*sets, m, kv_heads, channels),
+        (*sets, m, kv_heads, values),
         (*sets, n, heads, values),
     )
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def value_and_grads(kernel, q, k, v, weights):
-    """The output, and the gradients of a weighted sum of it."""
+def value_and_grads(kernel, q, k, v, weights, bias=None, **options):
+    """The output, and the gradients of a weighted sum of it (by the bias too, if there is one)."""
 
-    def loss(q, k, v):
-        out = kernel(q, k, v)
+    def loss(q, k, v, bias):
+        out = kernel(q, k, v, bias=bias, **options)
         return (out.astype(jnp.float32) * weights).sum(), out
 
-    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    by = (0, 1, 2) if bias is None else (0, 1, 2, 3)
+    grads, out = jax.jit(jax.grad(loss, argnums=by, has_aux=True))(q, k, v, bias)
     return [out, *grads]
 
 
-def assert_equal(kernel, inputs):
-    for ours, reference in zip(
-        value_and_grads(kernel, *inputs), value_and_grads(dense, *inputs), strict=True
-    ):
-        assert ours.dtype == reference.dtype
-        np.testing.assert_allclose(ours, reference, atol=TOLERANCE, rtol=TOLERANCE)
+def assert_equal(kernel, inputs, **options):
+    ours = value_and_grads(kernel, *inputs, **options)
+    reference = value_and_grads(dense, *inputs, **options)
+    for a, b in zip(ours, reference, strict=True):
+        assert a.dtype == b.dtype
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+class Case:
+    """Random lengths, heads, sets and options, all from one seed."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        n, m = rng.integers(1, 24, size=2)
+        group, kv_heads = rng.integers(1, 4, size=2)
+        heads = group * kv_heads
+        sets = [(), (2,), (2, 3)][rng.integers(3)]
+        self.inputs = draw(
+            n, m, sets=sets, heads=heads, kv_heads=kv_heads, values=rng.integers(1, 9)
+        )
+        full = (*sets, heads, n, m)
+
+        def shape():
+            """One that broadcasts to all scores; its keys are always there."""
+            kept = [length if rng.random() < 0.6 else 1 for length in full[:-1]]
+            return (*kept[rng.integers(len(sets) + 1) :], m)
+
+        self.options = {}
+        if rng.random() < 0.5:
+            self.options["bias"] = jnp.asarray(rng.normal(size=shape()), jnp.float32)
+        if rng.random() < 0.5:
+            self.options["mask"] = jnp.asarray(rng.random(shape()) < 0.6)
+        if rng.random() < 0.4:
+            self.options["soft_cap"] = float(rng.uniform(0.5, 5))
+        self.chunk = int(rng.integers(1, 30))
+        self.words = jax.random.key(seed)
+
+    def dropout(self):
+        return {**self.options, "dropout": weight_dropout(0.3, self.words)}
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_chunked_equals_dense_in_any_case(seed):
+    case = Case(seed)
+    options = case.dropout() if seed % 3 == 0 else case.options
+    assert_equal(partial(chunked, chunk=case.chunk), case.inputs, **options)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auto_equals_dense_in_any_case(seed):
+    case = Case(100 + seed)
+    assert_equal(auto, case.inputs, **case.options)
+
+
+def brute(q, k, v, bias, mask, soft_cap):
+    """One set, one score at a time, in float64."""
+    n, h, c = q.shape
+    out = np.zeros((n, h, v.shape[-1]))
+    for head in range(h):
+        own = head // (h // k.shape[1])
+        for i in range(n):
+            scores = k[:, own].astype(float) @ q[i, head] / np.sqrt(c)
+            scores = soft_cap * np.tanh(scores / soft_cap) + bias[head, i]
+            parts = np.where(mask[i], np.exp(scores), 0)
+            if mask[i].any():
+                out[i, head] = parts / parts.sum() @ v[:, own]
+    return out
+
+
+def test_dense_with_all_its_options_is_what_it_says():
+    q, k, v, _ = draw(4, 6, sets=(), heads=4, kv_heads=2)
+    rng = np.random.default_rng(0)
+    bias, mask = rng.normal(size=(4, 4, 6)), rng.random((4, 6)) < 0.5
+    mask[1] = False
+    ours = dense(q, k, v, bias=jnp.asarray(bias, jnp.float32), mask=jnp.asarray(mask), soft_cap=0.7)
+    expected = brute(*(np.asarray(x) for x in (q, k, v)), bias, mask, 0.7)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert not ours[1].any()  # sees nothing, gets nothing
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    ones = jnp.ones((40, 50, 4, 8))
+    marks = jnp.broadcast_to(jnp.eye(50)[None, :, None], (40, 50, 4, 50))
+    out = dense(ones, ones, marks, dropout=weight_dropout(0.25, jax.random.key(0)))
+    assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.005)
+    assert float(out.sum(axis=-1).mean()) == pytest.approx(1, abs=0.01)
+    again = dense(ones, ones, marks, dropout=weight_dropout(0.25, jax.random.key(1)))
+    assert (out != again).mean() > 0.2
 
 
 def test_dense_is_softmax_of_scaled_scores():
@@ -50,7 +139,7 @@ def test_dense_is_softmax_of_scaled_scores():
     np.testing.assert_allclose(dense(q, k, v), np.einsum("hnm,mhc->nhc", weights, v), atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HERE)
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 7), (5, 12)])
 def test_every_kernel_equals_dense(kernel, n, m):
     assert_equal(KERNELS[kernel], draw(n, m))
@@ -79,20 +168,26 @@ def test_chunked_survives_scores_that_overflow_exp():
     assert all(np.isfinite(g).all() for g in grads)
 
 
-def test_chunked_in_bfloat16_is_no_worse_than_dense():
-    exact = draw(33, 33)
+def bfloat16_errors(kernel, exact, **options):
+    """Relative errors of values and gradients against float32 on the same rounded numbers."""
     rounded = [x.astype(jnp.bfloat16) for x in exact[:3]]
-    truth = value_and_grads(dense, *[x.astype(jnp.float32) for x in rounded], exact[3])
+    inputs = [x.astype(jnp.float32) for x in rounded]
+    truth = value_and_grads(dense, *inputs, exact[3], **options)
+    results = value_and_grads(kernel, *rounded, exact[3], **options)
+    return [
+        np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
+        for a, b in zip(results, truth, strict=True)
+    ]
 
-    def errors(kernel):
-        results = value_and_grads(kernel, *rounded, exact[3])
-        return [
-            np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
-            for a, b in zip(results, truth, strict=True)
-        ]
 
-    for ours, reference in zip(errors(partial(chunked, chunk=8)), errors(dense), strict=True):
-        assert ours <= 1.25 * reference
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0}])
+@pytest.mark.parametrize("n", [33, 128])
+def test_chunked_in_bfloat16_is_no_worse_than_dense(n, options):
+    exact = draw(n, n)
+    ours = bfloat16_errors(partial(chunked, chunk=8), exact, **options)
+    # Which way a sum rounds is chance: a twentieth is allowed.
+    for error, reference in zip(ours, bfloat16_errors(dense, exact, **options), strict=True):
+        assert error <= 1.05 * reference
 
 
 def test_chunked_needs_a_fraction_of_the_memory():
@@ -104,3 +199,66 @@ def test_chunked_needs_a_fraction_of_the_memory():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert 5 * temporaries(chunked) < temporaries(dense)
+
+
+def test_blocks_are_equal_and_need_no_padding_where_they_can():
+    sizes = {3136: 448, 12544: 448, 50176: 512, 1569: 393, 196: 196, 1024: 512, 513: 171}
+    assert {length: block_size(length, 512) for length in sizes} == sizes
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_the_tpu_kernel_equals_dense(heads, kv_heads, soft_cap):
+    """Splash attention's own program, interpreted; lengths that are no multiple of its lanes."""
+    splash = lambda q, k, v, bias=None, **options: by_splash(q, k, v, interpret=True, **options)
+    inputs = draw(13, 20, heads=heads, kv_heads=kv_heads)
+    options = {} if soft_cap is None else {"soft_cap": soft_cap}
+    assert_equal(splash, inputs, **options)
+
+
+@pytest.mark.parametrize("sets", [(2,), (2, 3), ()])
+def test_the_door_to_cudnn_equals_dense(sets):
+    """Layouts and heads, by XLA's implementation behind the same door."""
+    door = lambda q, k, v, bias=None: by_cudnn(q, k, v, implementation="xla")
+    assert_equal(door, draw(5, 7, sets=sets, heads=4, kv_heads=2))
+
+
+@pytest.mark.gpu
+def test_cudnn_is_no_worse_than_dense_in_bfloat16():
+    exact = draw(200, 200, channels=64, values=64)
+    ours = bfloat16_errors(lambda q, k, v, bias=None: KERNELS["fused"](q, k, v), exact)
+    for error, reference in zip(ours, bfloat16_errors(dense, exact), strict=True):
+        assert error <= 1.1 * reference
+
+
+def test_fused_says_what_is_missing(monkeypatch):
+    q, k, v, _ = draw(4, 4)
+    with pytest.raises(ValueError, match='"fused".* needs an NVIDIA GPU .* or a TPU, .* on cpu'):
+        KERNELS["fused"](q, k, v)
+    why = lambda **demand: KERNELS["fused"].why_not(Demand(**{"channels": 64, **demand}))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert why(dtype="bfloat16") == ""
+    assert "bfloat16, not float32" in why(dtype="float32")
+    assert "multiples of 8 up to 128, not 20" in why(dtype="bfloat16", channels=20)
+    assert "no sound bias, mask" in why(dtype="bfloat16", bias=True, mask=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert why(dtype="float32", soft_cap=True) == ""
+    assert "no mask, dropout" in why(dtype="float32", mask=True, dropout=True)
+
+
+@pytest.mark.parametrize("kernel", ["ring", "ulysses"])
+def test_kernels_over_devices_say_that_they_need_some(kernel):
+    q, k, v, _ = draw(8, 8)
+    with pytest.raises(ValueError, match='set parallel.sequence above 1, or use kernel="chunked"'):
+        KERNELS[kernel](q, k, v)
+    assert "no dropout" in KERNELS[kernel].why_not(Demand(8, "float32", dropout=True))
+
+
+def test_auto_logs_what_it_chose_once(caplog):
+    q, k, v, _ = draw(6, 11)
+    with caplog.at_level("INFO", logger="vivit.attention.kernels"):
+        for _ in range(3):
+            auto(q, k, v)
+    assert [r.message for r in caplog.records] == [
+        'kernel "auto": dense for 6 queries and 11 keys, float32'
+    ]

@@ -1,4 +1,7 @@
-"""Who sees whom, under every pattern and every kernel."""
+"""Every pattern against the pictures of its docstring, and under every kernel."""
+
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,67 +10,325 @@ import pytest
 
 from vivit.attention import KERNELS, PATTERNS, pattern
 from vivit.attention.kernels import dense
+from vivit.attention.patterns import TOLD
 
-# Of a grid with 2 steps of 2 places: which keys (columns: t0s0 t0s1 t1s0 t1s1) each query sees.
-SPACE = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
-TIME = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
-ALL = [[1, 1, 1, 1]] * 4
-SEEN = {  # of the first head and the second
-    "joint": (ALL, ALL),
-    "space": (SPACE, SPACE),
-    "time": (TIME, TIME),
-    "split_heads": (TIME, SPACE),
-}
+PICTURE = re.compile(
+    r" *[Qq] of `(?P<name>[^`]+)`(?: in layer (?P<layer>\d))?(?: in head (?P<head>\d))? sees #:\n"
+    r"\s*\n(?P<rows>(?: +[Qq#.][Qq#. |]*(?:\n|$))+)"
+)
 
 
-def weights(name, q, k, kernel=dense):
-    """[h, queries, keys] of one clip, by values that mark the keys."""
-    _, t, s, h, _ = q.shape
-    marks = jnp.broadcast_to(jnp.eye(t * s).reshape(1, t, s, 1, t * s), (1, t, s, h, t * s))
-    return jnp.moveaxis(PATTERNS[name].mix(q, k, marks, kernel)[0], 2, 0).reshape(h, t * s, t * s)
+class Picture:
+    """Of a docstring: a pattern's name with options, a grid, a query and what it sees."""
+
+    def __init__(self, match):
+        self.name = match["name"]
+        self.layer, self.head = int(match["layer"] or 0), int(match["head"] or 0)
+        steps = [
+            [step.split() for step in row.split("|")] for row in match["rows"].strip().splitlines()
+        ]
+        self.marks = np.swapaxes(np.array(steps), 0, 1)  # [T, Y, X]
+        self.query = np.flatnonzero(np.isin(self.marks, ["Q", "q"])).item()
+        self.sees = np.isin(self.marks, ["Q", "#"]).ravel()
+
+    def __repr__(self):
+        return f"{self.name}-{self.layer}-{self.head}"
 
 
-def draw(t, s, heads=2, seed=0):
+def pictures(name):
+    return [Picture(match) for match in PICTURE.finditer(PATTERNS[name].mix.__doc__)]
+
+
+PICTURES = [picture for name in PATTERNS for picture in pictures(name)]
+GRIDS = {picture.name: picture.marks.shape for picture in reversed(PICTURES)}  # one each
+
+
+def draw(grid, heads=2, channels=4, seed=0, batch=1):
+    """Queries, keys and values of a grid (t, y, x)."""
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=(1, t, s, heads, 4)), jnp.float32) for _ in range(3)]
+    t, y, x = grid
+    shape = (batch, t, y * x, heads, channels)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
 
 
-@pytest.mark.parametrize("name", SEEN)
-def test_who_sees_whom(name):
-    q, k, _ = draw(2, 2)
-    for head, seen in enumerate(SEEN[name]):
-        np.testing.assert_array_equal(weights(name, q, k)[head] > 0, np.array(seen, bool))
+def told(name, grid, v, layer=0, seed=5):
+    """What a pattern asks to be told, its parameters drawn at random."""
+    found = PATTERNS[name]
+    heads, channels = v.shape[3:]
+    rng = np.random.default_rng(seed)
+    parameters = found.parameters(heads, channels, **found.options)
+    drawn = {
+        key: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for key, (shape, _) in parameters.items()
+    }
+    return {"space": grid[1:], "layer": layer, **drawn}
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+def mixer(name, grid, v, kernel=dense, layer=0, **more):
+    """(q, k, v) -> what the pattern makes of them."""
+    return partial(PATTERNS[name], attend=kernel, **told(name, grid, v, layer), **more)
+
+
+def weights(name, grid, *, layer=0, heads=2, kernel=dense):
+    """[h, queries, keys] of one clip, by values that mark the keys."""
+    q, k, v = draw(grid, heads)
+    n = int(np.prod(grid))
+    marks = jnp.eye(n).reshape(1, grid[0], grid[1] * grid[2], 1, n)
+    marks = jnp.broadcast_to(marks, (1, grid[0], grid[1] * grid[2], heads, n))
+    more = {"values": v} if "values" in PATTERNS[name].needs else {}
+    mix = mixer(name, grid, v, kernel, layer, **more)
+    return jnp.moveaxis(mix(q, k, marks)[0], 2, 0).reshape(heads, n, n)
+
+
+@pytest.mark.parametrize("name", list(PATTERNS))
+def test_every_pattern_has_a_picture_a_paper_and_a_cost(name):
+    found = PATTERNS[name]
+    assert pictures(name), f"{name}: no picture in its docstring"
+    assert re.search(r"\d{4}\.\d{5}", found.mix.__doc__), f"{name}: no paper"
+    assert " scores" in found.mix.__doc__
+    assert found.scores is not None
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=repr)
+def test_a_query_sees_what_its_picture_shows(picture):
+    """By the gradient of one query's result with respect to all values."""
+    grid = picture.marks.shape
+    q, k, v = draw(grid)
+    mix = mixer(picture.name, grid, v, layer=picture.layer)
+
+    def of_query(v):
+        out = mix(q, k, v)
+        return out.reshape(-1, *out.shape[3:])[picture.query, picture.head].sum()
+
+    gradient = np.abs(jax.jit(jax.grad(of_query))(v)).sum(axis=(0, 3, 4)).ravel()
+    np.testing.assert_array_equal(gradient > 1e-12, picture.sees)
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_scores_are_counted_as_they_are(name):
+    """On a grid that the windows and strides divide. The second softmax of a trajectory is over
+    pools, whose scores are not pairs of tokens."""
+    found, grid = PATTERNS[name], (4, 4, 4)
+    seen = np.asarray(weights(name, grid) > 0).sum() / 2
+    counted = found.scores(*grid, **found.options)
+    if name == "trajectory":
+        counted -= 4 * 4 * 4 * 4
+    assert seen == counted
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
 def test_rows_of_every_pattern_sum_to_one(name):
-    q, k, _ = draw(3, 4)
-    np.testing.assert_allclose(weights(name, q, k).sum(axis=-1), 1, atol=1e-5)
+    for grid in (GRIDS[name], (3, 3, 5), (5, 4, 3)):
+        for layer in (0, 1):
+            rows = weights(name, grid, layer=layer).sum(axis=-1)
+            np.testing.assert_allclose(rows, 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", PATTERNS)
+def works_here(kernel):
+    """Rings need a mesh, the platform's own kernel its platform: they have their own tests."""
+    return kernel not in ("ring", "ulysses", "fused")
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if works_here(k)])
+@pytest.mark.parametrize("name", list(GRIDS))
 def test_every_pattern_gives_the_same_under_every_kernel(name, kernel):
-    q, k, v = draw(3, 5)
-    mix = jax.jit(PATTERNS[name].mix, static_argnums=3)
-    np.testing.assert_allclose(mix(q, k, v, KERNELS[kernel]), mix(q, k, v, dense), atol=1e-5)
+    grid = (3, 3, 4)
+    q, k, v = draw(grid, batch=2)
+
+    def value_and_grads(kernel):
+        mix = mixer(name, grid, v, kernel, layer=1)
+        loss = lambda q, k, v: (mix(q, k, v) ** 2).sum()
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    (a, ours), (b, reference) = value_and_grads(KERNELS[kernel]), value_and_grads(dense)
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    for x, y in zip(ours, reference, strict=True):
+        assert np.isfinite(y).all()
+        np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_every_pattern_is_the_same_compiled_or_not(name):
+    grid = (3, 3, 4)
+    q, k, v = draw(grid)
+    mix = mixer(name, grid, v)
+    np.testing.assert_allclose(jax.jit(mix)(q, k, v), mix(q, k, v), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_a_pattern_mixes_the_axes_it_says(name):
+    t, s = 4, 16
+    seen = np.asarray(weights(name, (4, 4, 4), layer=1)).max(axis=0).reshape(t, s, t, s) > 0
+    other_steps = any(seen[i, :, j].any() for i in range(t) for j in range(t) if i != j)
+    other_places = any(seen[:, i, :, j].any() for i in range(s) for j in range(s) if i != j)
+    axes = ("t" if other_steps else "") + ("s" if other_places else "")
+    if name.startswith(("window(1", "neighbourhood(1")):
+        assert axes == "s"  # one step deep, by its options
+    else:
+        assert axes == PATTERNS[name].axes
+
+
+ANY_ORDER_OF_STEPS = ["joint", "space", "time", "divided_time", "split_heads", "height", "width"]
+ANY_ORDER_OF_PLACES = ["joint", "space", "time", "divided_time", "split_heads", "causal_time"]
+ANY_ORDER_OF_PLACES += ["dilated_time(2)", "strided_time(2)", "trajectory"]
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [(name, 1) for name in [*ANY_ORDER_OF_STEPS, "trajectory"]]
+    + [(name, 2) for name in ANY_ORDER_OF_PLACES],
+)
+def test_patterns_without_places_do_not_know_the_order_of_tokens(name, axis):
+    """A permutation of steps (1) or of places (2) permutes the result."""
+    grid = (4, 2, 3)
+    q, k, v = draw(grid)
+    mix = jax.jit(mixer(name, grid, v))
+    order = np.random.default_rng(1).permutation(q.shape[axis])
+    permuted = mix(*(x.take(order, axis=axis) for x in (q, k, v)))
+    np.testing.assert_allclose(permuted, mix(q, k, v).take(order, axis=axis), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["joint", "space"])
 def test_with_one_step_space_and_joint_are_the_image_models_attention(name):
-    q, k, v = draw(1, 6)
+    q, k, v = draw((1, 2, 3))
     expected = dense(q[:, 0], k[:, 0], v[:, 0])[:, None]
-    np.testing.assert_allclose(PATTERNS[name].mix(q, k, v, dense), expected, atol=1e-6)
+    np.testing.assert_allclose(PATTERNS[name](q, k, v, dense), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PATTERNS)
-def test_a_pattern_mixes_the_axes_it_says(name):
-    q, k, _ = draw(3, 4)
-    seen = np.asarray(weights(name, q, k)).max(axis=0).reshape(3, 4, 3, 4) > 0
-    other_steps = any(seen[t, :, u].any() for t in range(3) for u in range(3) if t != u)
-    other_places = any(seen[:, s, :, u].any() for s in range(4) for u in range(4) if s != u)
-    axes = ("t" if other_steps else "") + ("s" if other_places else "")
-    assert axes == PATTERNS[name].axes
+# --- brute force, token by token ---
+
+
+def brute(q, k, v, sees, bias=None):
+    """softmax over the keys that `sees[query, key]` allows, for one clip, in float64."""
+    q, k, v = (np.asarray(x, np.float64)[0].reshape(-1, *x.shape[3:]) for x in (q, k, v))
+    scores = np.einsum("nhk,mhk->hnm", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(sees, scores + (0 if bias is None else bias), -np.inf)
+    parts = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("hnm,mhc->nhc", parts / parts.sum(axis=-1, keepdims=True), v)
+
+
+def places(grid):
+    return np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=-1)
+
+
+def assert_brute(name, grid, sees, layer=0, bias=None):
+    q, k, v = draw(grid)
+    ours = mixer(name, grid, v, layer=layer)(q, k, v)[0]
+    expected = brute(q, k, v, sees, bias)
+    np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(4, 4, 6), (3, 5, 5), (5, 7, 4)])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("size", [(2, 2, 3), (3, 4, 2), (1, 3, 3)])
+def test_windows_are_swins(grid, layer, size):
+    """Windows of the shifted grid, cut where they reach around, with the relative bias."""
+    at = places(grid)
+    shift = np.array(
+        [s // 2 if layer % 2 and s < n else 0 for s, n in zip(size, grid, strict=True)]
+    )
+    padded = -(-np.array(grid) // size) * size
+    moved = (at - shift) % padded
+    window, wrapped = moved // size, at < shift
+    same = (window[:, None] == window[None]).all(axis=-1)
+    sees = same & (wrapped[:, None] == wrapped[None]).all(axis=-1)
+    name = f"window{size}"
+    table = np.asarray(told(name, grid, draw(grid)[2])["relative_bias"])
+    inside = moved % size
+    apart = inside[:, None] - inside[None] + np.array(size) - 1
+    apart = np.where(same[..., None], apart, 0)
+    bias = table[:, apart[..., 0], apart[..., 1], apart[..., 2]]
+    assert_brute(name, grid, sees, layer, bias)
+
+
+@pytest.mark.parametrize("grid", [(4, 4, 6), (3, 5, 5), (7, 3, 8)])
+@pytest.mark.parametrize("size", [(1, 3, 3), (3, 3, 5), (2, 2, 3)])
+def test_neighbourhoods_move_inwards_at_the_edges(grid, size):
+    if any(s > n for s, n in zip(size, grid, strict=True)):
+        pytest.skip("larger than the grid")
+    at = places(grid)
+    start = np.clip(at - np.array(size) // 2, 0, np.array(grid) - size)
+    ahead = at[None] - start[:, None]
+    assert_brute(f"neighbourhood{size}", grid, ((ahead >= 0) & (ahead < size)).all(axis=-1))
+
+
+@pytest.mark.parametrize("grid", [(2, 2, 2), (3, 4, 5), (5, 3, 3)])
+def test_strided_global_sees_even_distances(grid):
+    at = places(grid)
+    assert_brute("strided_global", grid, ((at[:, None] - at[None]) % 2 == 0).all(axis=-1))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_strides_in_time(stride):
+    grid = (5, 2, 2)
+    at = places(grid)
+    here = (at[:, None, 1:] == at[None, :, 1:]).all(axis=-1)
+    apart = at[:, None, 0] - at[None, :, 0]
+    assert_brute(f"dilated_time({stride})", grid, here & (apart % stride == 0))
+    assert_brute(f"strided_time({stride})", grid, here & (at[None, :, 0] % stride == 0))
+
+
+def test_causal_time_is_unmoved_by_the_future():
+    grid = (4, 2, 2)
+    q, k, v = draw(grid)
+    mix = mixer("causal_time", grid, v)
+    later = [x.at[:, 2:].set(7.0) for x in (q, k, v)]
+    np.testing.assert_allclose(mix(*later)[:, :2], mix(q, k, v)[:, :2], atol=1e-6)
+
+
+def test_trajectories_are_motionformers():
+    """Equations 2 to 4 of the paper, query by query, with the released code's projections."""
+    grid = (3, 2, 2)
+    q, k, v = draw(grid)
+    given = told("trajectory", grid, v)
+    ours = np.asarray(PATTERNS["trajectory"](q, k, v, dense, **given))[0]
+    q, k, v = (np.asarray(x, np.float64)[0] for x in (q, k, v))
+    project = lambda x, n: (
+        np.tensordot(x.ravel(), np.asarray(given[f"trajectory_{n}"]), 1)
+        + np.asarray(given[f"trajectory_{n}_bias"])
+    )
+    softmax = lambda s: np.exp(s - s.max(axis=0)) / np.exp(s - s.max(axis=0)).sum(axis=0)
+    for t in range(3):
+        for s in range(4):
+            pools = []
+            for u in range(3):
+                weights = softmax(np.einsum("hk,shk->sh", q[t, s], k[u]) / 2)
+                pools.append(np.einsum("sh,shk->hk", weights, v[u]))
+            query = project(pools[t], "query")
+            keys = np.stack([project(pool, "key") for pool in pools])
+            values = np.stack([project(pool, "value") for pool in pools])
+            weights = softmax(np.einsum("hk,uhk->uh", query, keys) / 2)
+            expected = np.einsum("uh,uhk->hk", weights, values)
+            np.testing.assert_allclose(ours[t, s], expected, atol=1e-4)
+
+
+# --- names ---
+
+
+def test_options_are_read_from_a_name():
+    assert PATTERNS["window(4, columns=5)"].options == {"steps": 4, "rows": 7, "columns": 5}
+    assert PATTERNS["window"].options == {"steps": 8, "rows": 7, "columns": 7}
+    assert "window(4, 5, 5)" in PATTERNS
+    assert "nothing(4)" not in PATTERNS
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("window(4, 5, 6, 7)", r"written like window\(steps=8, rows=7, columns=7\)"),
+        ("window(size=4)", "written like window"),
+        ("window(4", "written like window"),
+        ("window('a')", "written like window"),
+        ("window(2.5)", "written like window"),
+        ("window(4, steps=4)", "written like window"),
+        ("window(0)", "steps=0 must be at least 1"),
+        ("joint(3)", r"written like joint\(\)"),
+        ("jiont", "known: causal_time, dilated_time, .*, joint"),
+    ],
+)
+def test_a_wrong_name_says_how_it_is_written(name, message):
+    with pytest.raises(ValueError, match=message):
+        PATTERNS[name]
 
 
 def test_a_second_pattern_of_a_name_is_refused():
@@ -75,11 +336,13 @@ def test_a_second_pattern_of_a_name_is_refused():
         pattern("joint")(lambda q, k, v, attend: v)
 
 
-def test_an_unknown_pattern_lists_the_known():
-    with pytest.raises(ValueError, match="known: joint, space, split_heads, time"):
-        PATTERNS["jiont"]
-
-
 def test_a_pattern_must_name_its_axes():
     with pytest.raises(ValueError, match='"t", "s" or "ts"'):
         pattern("nothing", axes="x")
+
+
+def test_what_patterns_may_ask_is_what_they_are_told():
+    for name in PATTERNS:
+        found = PATTERNS[name]
+        known = {*TOLD, *found.parameters(2, 4, **found.options), *found.options}
+        assert {*found.needs, *found.options} <= known

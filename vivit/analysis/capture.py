@@ -6,7 +6,7 @@ the cost of those sums, without the whole map.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,82 +14,108 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vivit.attention import KERNELS, PATTERNS
-from vivit.axes import Clips, HeadGrid, Logits, ValueGrid
-from vivit.layers import CAPTURED
-from vivit.model import ViViT, plan_stages
+from vivit.attention import PATTERNS
+from vivit.axes import Clips, HeadGrid, KeyGrid, Logits, MixedGrid, ValueGrid
+from vivit.encoder import CAPTURED, Layout, make_attend
+from vivit.model import ViViT
+from vivit.plan import plan_stages
 
 
 @dataclass(frozen=True)
 class Attention:
     """One attention of one block, on its stage's grid.
 
-    class_token: where the grid has one, as in `vivit.layers.Stage`; "ts" means that the grid is
-    one step [B, 1, 1 + T·S].
+    pattern: as the config names it, with options. layout: of the attention's own grid; without
+    extra tokens where the pattern leaves them out. told: what the pattern is told beside tokens.
+    source: [B, T, R, S], which of the grid's places the tokens come from, where the stage has
+    reduced them; None where it hasn't.
     """
 
     stage: int
     layer: int
     pattern: str
     q: HeadGrid
-    k: HeadGrid
-    class_token: str
-    steps: int
+    k: KeyGrid
+    layout: Layout
     kernel: str
+    soft_cap: float | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+    source: Float[Array, "B T R S"] | None = None
 
     @property
     def name(self) -> str:
         return f"stage {self.stage}, layer {self.layer}, {self.pattern}"
 
-    def mix(self, v: ValueGrid) -> ValueGrid:
-        """Attention weights times values [B, T, S, h, c], for any number of channels c."""
-        return PATTERNS[self.pattern].mix(self.q, self.k, v, KERNELS[self.kernel])
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Clips, steps and places of the stage's grid, and heads of the values."""
+        b, t, s, _, _ = self.q.shape
+        places = s if self.source is None else self.source.shape[3]
+        return b, t, places, self.k.shape[3]
+
+    def mix(self, v: ValueGrid) -> MixedGrid:
+        """Attention weights times values [B, T, S, g, c], for any number of channels c.
+
+        Both are on the stage's grid, also where tokens are reduced: a token's value is then the
+        mean of its places by `source`, a place gets what its tokens get by their share in it, and
+        a place that was dropped gets 0.
+        """
+        if self.source is None:
+            return self.mix_tokens(v)
+        out = self.mix_tokens(jnp.einsum("BTRS,BTSgc->BTRgc", self.source, v))
+        total = self.source.sum(axis=2, keepdims=True)
+        share = self.source / jnp.where(total == 0, 1, total)
+        return jnp.einsum("BTRS,BTRhc->BTShc", share, out)
+
+    def mix_tokens(self, v: ValueGrid) -> MixedGrid:
+        """The same on the grid of the tokens that attend."""
+        # Maps want any channels, any lengths and float32, which not every kernel offers.
+        kernel = "dense" if self.kernel == "dense" else "chunked"
+        attend = make_attend(kernel, self.soft_cap)
+        return PATTERNS[self.pattern](self.q, self.k, v, attend, **self.told)
 
     def weights(self, *, chunk: int = 64) -> Float[Array, "B h Tq Sq Tk Sk"]:
-        """All weights; every row (t_q, s_q) sums to 1 over (t_k, s_k). Class tokens are left out.
+        """All weights; every row (t_q, s_q) sums to 1 over (t_k, s_k), less what goes to class
+        tokens and registers, which are left out.
 
         Made `chunk` keys at a time, but the result itself has h·(T·S)² numbers a clip.
         """
-        b, t, s, h, _ = self.q.shape
+        b, t, s, g = self.shape
         parts = []
         for start in range(0, t * s, chunk):
             keys = jnp.arange(start, min(start + chunk, t * s))
             marks = (jnp.arange(t * s)[:, None] == keys).astype(jnp.float32)
             marks = marks.reshape(1, t, s, 1, -1)
-            parts.append(self.mix(jnp.broadcast_to(marks, (b, t, s, h, len(keys)))))
-        maps = jnp.concatenate(parts, axis=-1)  # [B, T, S, h, T*S], with class tokens
-        maps = jnp.moveaxis(maps, 3, 1).reshape(b, h, t, s, t, s)
-        maps = self.without_class_token(maps, (2, 3))
-        return self.without_class_token(maps, (4, 5))
+            parts.append(self.mix(jnp.broadcast_to(marks, (b, t, s, g, len(keys)))))
+        maps = jnp.concatenate(parts, axis=-1)  # [B, T, S, h, T*S], with extra tokens
+        maps = jnp.moveaxis(maps, 3, 1).reshape(b, -1, t, s, t, s)
+        maps = self.without_extra(maps, (2, 3))
+        return self.without_extra(maps, (4, 5))
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
         """Weight from step to step: summed over the keys' places, averaged over the queries'.
 
-        Class tokens are left out, so rows sum to less than 1 where there is one.
+        Class tokens and registers are left out, so rows sum to less than 1 where there are any.
         """
-        b, t, s, h, _ = self.q.shape
-        ones = jnp.ones((b, t, s, h, 1))
-        plain = self.without_class_token(ones, (1, 2))  # fixes the clip's own T and S
+        b, t, s, g = self.shape
+        ones = jnp.ones((b, t, s, g, 1))
+        plain = self.without_extra(ones, (1, 2))  # fixes the clip's own T and S
         steps, places = plain.shape[1:3]
-        marks = jnp.broadcast_to(jnp.eye(steps)[None, :, None, None], (b, steps, places, h, steps))
-        sent = self.mix(self.with_class_token(marks))  # [B, T, S, h, Tk]
-        sent = self.without_class_token(sent, (1, 2)).mean(axis=2)
+        marks = jnp.broadcast_to(jnp.eye(steps)[None, :, None, None], (b, steps, places, g, steps))
+        sent = self.mix(add_extra(marks, self.layout))  # [B, T, S, h, Tk]
+        sent = self.without_extra(sent, (1, 2)).mean(axis=2)
         return jnp.moveaxis(sent, 2, 1)
 
-    def with_class_token(self, x: Float[Array, "B T S ..."]) -> Float[Array, "B T2 S2 ..."]:
-        """A space-time grid as this attention's grid, with zeros at its class tokens."""
-        return add_class_token(x, self.class_token)
-
-    def without_class_token(self, x: Array, axes: tuple[int, int]) -> Array:
+    def without_extra(self, x: Array, axes: tuple[int, int]) -> Array:
         """An array whose `axes` are this attention's grid, on the clip's T x S grid."""
         t_axis, s_axis = axes
-        if self.class_token == "t":
-            return jnp.delete(x, 0, axis=t_axis, assume_unique_indices=True)
-        if self.class_token:
-            x = jnp.delete(x, 0, axis=s_axis, assume_unique_indices=True)
-        if self.class_token == "ts":
+        extra, prefix = self.layout.extra, self.layout.prefix
+        if extra:
+            axis = t_axis if extra == "t" else s_axis
+            x = jax.lax.slice_in_dim(x, prefix, None, axis=axis)
+        if extra == "ts":
             x = jnp.squeeze(x, axis=t_axis)
-            shape = (*x.shape[:t_axis], self.steps, -1, *x.shape[t_axis + 1 :])
+            shape = (*x.shape[:t_axis], self.layout.steps, -1, *x.shape[t_axis + 1 :])
             return x.reshape(shape)
         return x
 
@@ -99,13 +125,15 @@ class AttentionMaps:
     """What a model attended to in some clips.
 
     attentions: in the order of the forward pass. pooled: each stage's grid before its pooling, or
-    None where it does not pool.
+    None where it does not pool. sources: (stage, layer) -> the matrix [B, T, R, S] by which its
+    tokens were reduced after that layer's attentions; layer -1 is the stage's start.
     """
 
     model: ViViT
     logits: Logits
     attentions: tuple[Attention, ...]
     pooled: tuple[Array | None, ...]
+    sources: Mapping[tuple[int, int], Array]
 
     def of(self, *, pattern: str | None = None, stage: int | None = None) -> list[Attention]:
         """The attentions of a pattern, a stage or both. ValueError where there are none."""
@@ -129,26 +157,46 @@ class AttentionMaps:
 def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
     """Runs clips through a model and keeps its queries and keys."""
     logits, kept = _apply_capturing(model, params, clips)
-    attentions, pooled = [], []
+    attentions, pooled, sources = [], [], {}
     for i, stage in enumerate(plan_stages(model)):
-        captured = kept.get(f"stage_{i}", {})
+        captured, own = kept.get(f"stage_{i}", {}), params.get(f"stage_{i}", {})
         pooled.append(captured.get("pooled"))
+        source = sources[i, -1] = captured.get("reduce", {}).get("source")
         for layer in range(stage["depth"]):
+            at_layer = _layer(captured, layer)
             for pattern in stage["mixers"]:
-                found = _layer(captured, layer)[f"attention_{pattern}"]
+                name = f"attention_{PATTERNS[pattern].name}"
+                kwargs = _told(stage, layer, pattern, at_layer[name], _layer(own, layer)[name])
                 attentions.append(
                     Attention(
                         stage=i,
                         layer=layer,
                         pattern=pattern,
-                        q=found["queries"],
-                        k=found["keys"],
-                        class_token=stage["class_token"],
-                        steps=model.grid[0],
                         kernel=model.kernel,
+                        soft_cap=model.soft_cap,
+                        source=None if source is None else add_identity(source, stage["layout"]),
+                        **kwargs,
                     )
                 )
-    return AttentionMaps(model, logits, tuple(attentions), tuple(pooled))
+            merged = sources[i, layer] = at_layer.get("source")
+            if merged is not None:
+                source = merged if source is None else jnp.einsum(
+                    "BTRS,BTSP->BTRP", merged, source
+                )  # fmt: skip
+    sources = {key: value for key, value in sources.items() if value is not None}
+    return AttentionMaps(model, logits, tuple(attentions), tuple(pooled), sources)
+
+
+def _told(stage: dict, layer: int, name: str, captured: Any, params: Any) -> dict[str, Any]:
+    """What an Attention holds of one attention's activations and parameters."""
+    pattern, layout = PATTERNS[name], stage["layout"]
+    if layout.tied and pattern.tied_class_token:
+        layout = Layout(layout.steps, layout.space)
+    told = {"space": layout.space, "layer": layer}
+    told |= {key: params[key] for key in pattern.needs if key in params}
+    if "values" in captured:
+        told["values"] = captured["values"]
+    return {"q": captured["queries"], "k": captured["keys"], "layout": layout, "told": told}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -157,18 +205,25 @@ def _apply_capturing(model: ViViT, params: Any, clips: Clips) -> tuple[Any, Any]
     return logits, variables.get(CAPTURED, {})
 
 
-def _layer(captured: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
-    if "layers" in captured:  # scanned: every array has a leading axis of layers
-        return jax.tree.map(lambda x: x[layer], captured["layers"])
-    return captured[f"layer_{layer}"]
+def _layer(tree: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
+    if "layers" in tree:  # scanned: every array has a leading axis of layers
+        return jax.tree.map(lambda x: x[layer], tree["layers"])
+    return tree[f"layer_{layer}"]
 
 
-def add_class_token(x: Array, class_token: str) -> Array:
-    """A grid [B, T, S, ...] as a stage with such a class token has it, with zeros for the token."""
-    if class_token == "ts":
+def add_extra(x: Float[Array, "B T S ..."], layout: Layout) -> Float[Array, "B T2 S2 ..."]:
+    """The clip's grid as a stage of this layout has it, with zeros for its extra tokens."""
+    if layout.extra == "ts":
         x = x.reshape(x.shape[0], 1, x.shape[1] * x.shape[2], *x.shape[3:])
-    if not class_token:
+    if not layout.extra:
         return x
     padding = [(0, 0)] * x.ndim
-    padding[1 if class_token == "t" else 2] = (1, 0)
+    padding[1 if layout.extra == "t" else 2] = (layout.prefix, 0)
     return jnp.pad(x, padding)
+
+
+def add_identity(source: Float[Array, "B T R S"], layout: Layout) -> Float[Array, "B T R2 S2"]:
+    """A reduction's matrix on a grid with extra tokens, which stay what they are."""
+    prefix = layout.prefix
+    wider = jnp.pad(source, ((0, 0), (0, 0), (prefix, 0), (prefix, 0)))
+    return wider.at[:, :, jnp.arange(prefix), jnp.arange(prefix)].set(1)

@@ -1,161 +1,198 @@
-"""Kernels: how softmax(QKᵀ/√k)V is computed over a set of tokens.
+"""Kernels: how softmax(QKᵀ/√k)V is computed over sets of tokens.
 
 Every kernel has the signature of `dense` and equals it in values and gradients. Scores, softmax
 and sums are float32 whatever the inputs are; the result has the dtype of the values.
 """
 
+import logging
 from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from vivit.attention.chunks import attend_in_chunks
+from vivit.attention.dropout import WeightDropout, dropout_factors
+from vivit.attention.fused import attend_fused, why_not_fused
+from vivit.attention.ring import attend_by_all_to_all, attend_in_ring
 from vivit.registry import Registry
 
 Queries: TypeAlias = Float[Array, "*sets n h k"]
-Keys: TypeAlias = Float[Array, "*sets m h k"]
-Values: TypeAlias = Float[Array, "*sets m h c"]
+Keys: TypeAlias = Float[Array, "*sets m g k"]  # h is a multiple of g, the heads of keys and values
+Values: TypeAlias = Float[Array, "*sets m g c"]
 Mixed: TypeAlias = Float[Array, "*sets n h c"]
-Kernel: TypeAlias = Callable[[Queries, Keys, Values], Mixed]
+Bias: TypeAlias = Float[Array, "..."]  # broadcasts to [*sets, h, n, m]
+Mask: TypeAlias = Bool[Array, "..."]  # broadcasts to [*sets, h, n, m]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a model will ask of its kernel; known when the model is built."""
+
+    channels: int
+    dtype: str
+    bias: bool = False
+    mask: bool = False
+    soft_cap: bool = False
+    dropout: bool = False
+
+    def options(self) -> list[str]:
+        names = ("bias", "mask", "soft_cap", "dropout")
+        return [name for name in names if getattr(self, name)]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A registered kernel.
+
+    attend: (q, k, v, *, bias, mask, soft_cap, dropout) -> what the queries get.
+    why_not: demand -> why it can't be met here, or "" where it can.
+    """
+
+    name: str
+    attend: Callable[..., Mixed]
+    why_not: Callable[[Demand], str]
+
+    def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+        return self.attend(q, k, v, **options)
+
+    def check(self, demand: Demand, *, pattern: str) -> None:
+        reason = self.why_not(demand)
+        if reason:
+            raise ValueError(
+                f"kernel {self.name!r} can't compute pattern {pattern!r}: {reason}; "
+                'use kernel="auto" or "chunked"'
+            )
+
 
 KERNELS: Registry[Kernel] = Registry("attention kernel")
 
-# On a CPU at N=3136 blocks of 392, 512 and 784 take the same time within 10 %; a multiple of 128
-# fits the tiles of accelerators.
-CHUNK = 512
+
+def kernel(name: str, *, why_not: Callable[[Demand], str] = lambda demand: ""):
+    """Registers the decorated function as a kernel; any config may then name it."""
+
+    def register(attend):
+        KERNELS.add(name, Kernel(name, attend, why_not))
+        return attend
+
+    return register
 
 
-@KERNELS.register("dense")
-def dense(q: Queries, k: Keys, v: Values) -> Mixed:
-    """The readable reference; holds all n·m scores of every head at once."""
-    scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum("...nhk,...mhk->...hnm", q, k, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("...hnm,...mhc->...nhc", weights, v)
+@kernel("dense")
+def dense(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    *,
+    bias: Bias | None = None,
+    mask: Mask | None = None,
+    soft_cap: float | None = None,
+    dropout: WeightDropout | None = None,
+) -> Mixed:
+    """The readable reference; holds all n·m scores of every head at once.
+
+    soft_cap: scores become cap·tanh(score / cap) before the bias; Gemma 2 (2408.00118), section
+        2, after Bello et al. (1611.09940).
+    bias: added to the scores. mask: True where a query may see a key; a query that sees none gets
+        zeros. Both broadcast to [*sets, h, n, m].
+    dropout: of the weights; the survivors are rescaled, and other kernels drop the same ones.
+    Keys and values may have fewer heads than queries, each serving h / g of them in a row:
+    grouped queries, Ainslie et al. (2305.13245).
+    """
+    group = q.shape[-2] // k.shape[-2]
+    k, v = (jnp.repeat(x, group, axis=-2) if group > 1 else x for x in (k, v))
+    scores = jnp.einsum("...nhk,...mhk->...hnm", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if bias is not None:
+        scores = scores + bias
+    if mask is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        scores = jnp.where(mask, scores, -jnp.inf)
+        top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - jnp.where(jnp.isneginf(top), 0, top))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1, total)
+    if dropout is not None:
+        rows = jnp.arange(scores[..., 0].size, dtype=jnp.uint32).reshape(*scores.shape[:-1], 1)
+        weights = weights * dropout_factors(
+            dropout, rows, jnp.arange(scores.shape[-1], dtype=jnp.uint32)
+        )
+    return jnp.einsum("...hnm,...mhc->...nhc", weights.astype(v.dtype), v)
 
 
-@KERNELS.register("chunked")
-def chunked(q: Queries, k: Keys, v: Values, *, chunk: int = CHUNK) -> Mixed:
-    """Equal to `dense`, but holds only chunk² scores of every head at once, forward and backward.
+@kernel("chunked")
+def chunked(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+    """Equal to `dense`, but holds only a block of scores of every head, forward and backward.
 
     Online softmax over blocks of keys (Rabe & Staats, 2112.05682, section 3); the backward pass
     keeps only the log-sum-exp of each row and recomputes the scores (FlashAttention, 2205.14135,
-    appendix B.2). Lengths need not be multiples of `chunk`.
+    appendix B.2). Options are those of `dense`, and `chunk`: the longest block. A set no longer
+    than that is one block.
     """
-    *sets, n, h, _ = q.shape
-    merge = lambda x: jnp.moveaxis(x, -2, -3).reshape(-1, h, x.shape[-3], x.shape[-1])
-    out = _attend_blocks(merge(q), merge(k), merge(v), chunk)  # [sets, h, n, c]
-    return jnp.moveaxis(out.reshape(*sets, h, n, -1), -3, -2)
+    return attend_in_chunks(q, k, v, **options)
 
 
-def _blocks(x: Float[Array, "z h n c"], *, chunk: int) -> Float[Array, "blocks z h size c"]:
-    """Splits the tokens into equal blocks of at most `chunk`, the last one padded with zeros."""
-    z, h, n, c = x.shape
-    blocks = -(-n // chunk)
-    size = -(-n // blocks)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * size - n), (0, 0)))
-    return jnp.moveaxis(x.reshape(z, h, blocks, size, c), 2, 0)
+@kernel("fused", why_not=why_not_fused)
+def fused(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+    """The platform's own kernel: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
+    return attend_fused(q, k, v, **options)
 
 
-def _join(x: Float[Array, "blocks z h size c"], *, length: int) -> Float[Array, "z h n c"]:
-    blocks, z, h, size, c = x.shape
-    return jnp.moveaxis(x, 0, 2).reshape(z, h, blocks * size, c)[:, :, :length]
+def _ring_why_not(demand: Demand) -> str:
+    return "it has no dropout of attention weights" if demand.dropout else ""
 
 
-def _scores(q, k, *, valid):
-    """Scaled scores [z, h, n, m] of two blocks; those of the last block's padding are -inf."""
-    scores = jnp.einsum("zhnk,zhmk->zhnm", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    return scores if valid is None else jnp.where(valid, scores, -jnp.inf)
+@kernel("ring", why_not=_ring_why_not)
+def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+    """Exact over tokens that are split over devices: keys and values go around the ring.
+
+    Liu et al. (2310.01889). Needs parallel.sequence > 1 and lengths that it divides. Each device
+    holds its own tokens and one neighbour's, and blocks of scores as in `chunked`.
+    """
+    return attend_in_ring(q, k, v, **options)
 
 
-def _valid_keys(blocks: int, size: int, length: int) -> Array | None:
-    """[blocks, size], False where a key is padding; None where none is (no mask to pay for)."""
-    if blocks * size == length:
-        return None
-    return (jnp.arange(blocks * size) < length).reshape(blocks, size)
+@kernel("ulysses", why_not=_ring_why_not)
+def ulysses(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+    """Exact over tokens that are split over devices: heads are split instead, while they attend.
+
+    DeepSpeed Ulysses, Jacobs et al. (2309.14509). Needs parallel.sequence > 1 that divides the
+    lengths and the heads of queries and of keys.
+    """
+    return attend_by_all_to_all(q, k, v, **options)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend_blocks(q, k, v, chunk):
-    return _attend_blocks_forward(q, k, v, chunk)[0]
+# Scores of a head up to which dense is the faster one on CPUs (docs/attention.md has the figures).
+DENSE_UP_TO = 512 * 512
 
 
-def _attend_blocks_forward(q, k, v, chunk):
-    n, m = q.shape[2], k.shape[2]
-    blocks = partial(_blocks, chunk=chunk)
-    k_blocks, v_blocks = blocks(k), blocks(v)
-    valid = _valid_keys(k_blocks.shape[0], k_blocks.shape[3], m)
+@kernel("auto")
+def auto(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
+    """The platform's own where it can run, else dense for short sets and chunked for long ones.
 
-    def rows(q_block):
-        def accumulate(carry, inputs):
-            top, total, mixed = carry
-            k_block, v_block, valid_block = inputs
-            scores = _scores(q_block, k_block, valid=valid_block)
-            new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
-            weights = jnp.exp(scores - new_top)
-            shrink = jnp.exp(top - new_top)
-            total = total * shrink + weights.sum(axis=-1, keepdims=True)
-            mixed = mixed * shrink + jnp.einsum(
-                "zhnm,zhmc->zhnc",
-                weights.astype(v.dtype),
-                v_block,
-                preferred_element_type=jnp.float32,
-            )
-            return (new_top, total, mixed), None
-
-        z, h, size, _ = q_block.shape
-        start = (
-            jnp.full((z, h, size, 1), -jnp.inf),
-            jnp.zeros((z, h, size, 1)),
-            jnp.zeros((z, h, size, v.shape[-1])),
-        )
-        (top, total, mixed), _ = jax.lax.scan(accumulate, start, (k_blocks, v_blocks, valid))
-        return (mixed / total).astype(v.dtype), top + jnp.log(total)
-
-    out, log_sum = jax.lax.map(rows, blocks(q))
-    out, log_sum = _join(out, length=n), _join(log_sum, length=n)  # [z, h, n, c], [z, h, n, 1]
-    return out, (q, k, v, out, log_sum)
+    What it chose is logged once.
+    """
+    given = {name for name, value in options.items() if value is not None}
+    demand = Demand(q.shape[-1], str(q.dtype), **{name: True for name in given})
+    n, m = q.shape[-3], k.shape[-3]
+    same_channels = q.shape[-1] == v.shape[-1]  # analysis passes values of its own
+    if not why_not_fused(demand) and same_channels:
+        name = "fused"
+    else:
+        name = "dense" if n * m <= DENSE_UP_TO else "chunked"
+    _log_choice(name, n, m, str(q.dtype), tuple(demand.options()))
+    return KERNELS[name](q, k, v, **options)
 
 
-def _attend_blocks_backward(chunk, saved, d_out):
-    q, k, v, out, log_sum = saved
-    n, m = q.shape[2], k.shape[2]
-    scale = q.shape[-1] ** -0.5
-    blocks = partial(_blocks, chunk=chunk)
-    k_blocks, v_blocks = blocks(k), blocks(v)
-    valid = _valid_keys(k_blocks.shape[0], k_blocks.shape[3], m)
-    # Row sums of d_weights · weights, without the weights: FlashAttention, appendix B.2, eq. 4.
-    row_sum = (d_out.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
-    # A padded query has d_out = 0 and row_sum = 0, so it adds nothing to any gradient.
-    rows = tuple(blocks(x) for x in (q, d_out, log_sum, row_sum))
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-    def columns(d_q, inputs):
-        k_block, v_block, valid_block = inputs
-
-        def accumulate(carry, row):
-            d_k, d_v = carry
-            q_block, d_out_block, log_sum_block, row_sum_block = row
-            weights = jnp.exp(_scores(q_block, k_block, valid=valid_block) - log_sum_block)
-            d_v += product("zhnm,zhnc->zhmc", weights.astype(v.dtype), d_out_block)
-            d_weights = product("zhnc,zhmc->zhnm", d_out_block, v_block)
-            d_scores = (weights * (d_weights - row_sum_block) * scale).astype(q.dtype)
-            d_k += product("zhnm,zhnk->zhmk", d_scores, q_block)
-            return (d_k, d_v), product("zhnm,zhmk->zhnk", d_scores, k_block)
-
-        zeros = (jnp.zeros(k_block.shape), jnp.zeros(v_block.shape))
-        d_kv, d_q_part = jax.lax.scan(accumulate, zeros, rows)
-        return d_q + d_q_part, d_kv
-
-    d_q, (d_k, d_v) = jax.lax.scan(columns, jnp.zeros(rows[0].shape), (k_blocks, v_blocks, valid))
-    return (
-        _join(d_q, length=n).astype(q.dtype),
-        _join(d_k, length=m).astype(k.dtype),
-        _join(d_v, length=m).astype(v.dtype),
-    )
-
-
-_attend_blocks.defvjp(_attend_blocks_forward, _attend_blocks_backward)
+@cache
+def _log_choice(name: str, n: int, m: int, dtype: str, options: tuple[str, ...]) -> None:
+    extras = f" with {', '.join(options)}" if options else ""
+    log.info('kernel "auto": %s for %d queries and %d keys, %s%s', name, n, m, dtype, extras)
