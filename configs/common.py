@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
         "mode": "jit",
         "data": -1,
         "fsdp": 1,
+        "sequence": 1,  # devices that share a clip's tokens, with model.kernel="ring" or "ulysses"
         "rules": (
             # (regex of an array's path, mesh axes of its last dimensions); the first match counts.
             (r"(query|key|value)/kernel$", ("fsdp", None, None)),

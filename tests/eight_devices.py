@@ -1,6 +1,6 @@
 """Run by test_parallel.py in processes of their own: five steps, and what came out, as an npz.
 
-JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT
+JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT [SEQUENCE KERNEL]
 """
 
 import sys
@@ -20,14 +20,18 @@ RULES = (
 )
 
 
-def main(out, mode, fsdp, dropout):
-    model = vivit.build({**TINY, "depth": 1, "temporal_depth": 1, "dropout": float(dropout)})
+def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
+    model = vivit.build(
+        {**TINY, "depth": 1, "family": "joint", "dropout": float(dropout), "kernel": kernel}
+    )
     # SGD: AdamW's division would hide a wrong scale of the gradients.
     optimizer, _ = make_optimizer(
         steps=5, name="sgd", lr=0.1, lr_floor=0.1, warmup_steps=0, clip_norm=1.0,
         b1=0.9, b2=0.999, momentum=0.9, weight_decay=0.01,
     )  # fmt: skip
-    parallel = make_parallel(mode=mode, data=-1, fsdp=int(fsdp), rules=RULES)
+    parallel = make_parallel(
+        mode=mode, data=-1, fsdp=int(fsdp), sequence=int(sequence), rules=RULES
+    )
     init = make_init(model, optimizer, average_decay=0.9)
     state = parallel.init(init, 0)
     step = make_train_step(model, optimizer, label_smoothing=0.1, average_decay=0.9)

@@ -15,6 +15,8 @@ WAYS = {
     "one": (1, "jit", 1, 0.0),
     "jit": (8, "jit", 1, 0.0),
     "fsdp": (8, "jit", 2, 0.0),
+    "ring": (8, "jit", 2, 0.0, 2, "ring"),
+    "ulysses": (4, "jit", 1, 0.0, 2, "ulysses"),
     "pmap": (8, "pmap", 1, 0.0),
     "one with dropout": (1, "jit", 1, 0.2),
     "jit with dropout": (8, "jit", 1, 0.2),
@@ -43,10 +45,10 @@ def results(tmp_path_factory):
     return loaded
 
 
-@pytest.mark.parametrize("name", ["jit", "fsdp", "pmap", "jit with dropout"])
+@pytest.mark.parametrize("name", ["jit", "fsdp", "pmap", "ring", "ulysses", "jit with dropout"])
 def test_the_same_parameters_after_five_steps(results, name):
     one, other = results["one with dropout" if "dropout" in name else "one"], results[name]
-    assert other["devices"] == 8
+    assert other["devices"] == WAYS[name][0]
     for key in one.keys() - {"devices", "shards"}:
         np.testing.assert_allclose(other[key], one[key], atol=1e-5, err_msg=key)
 
@@ -63,7 +65,8 @@ def test_dropout_was_on_and_the_state_was_sharded(results):
     [
         ({"mode": "xmap"}, "unknown parallel mode 'xmap'; known: jit, pmap"),
         ({"fsdp": 3}, "does not divide the 1 devices"),
-        ({"data": 2}, "data=2 x fsdp=1 is not the 1 devices there are; use data=-1"),
+        ({"sequence": 2}, "sequence=2 does not divide the 1 devices"),
+        ({"data": 2}, "data=2 x fsdp=1 x sequence=1 is not the 1 devices .*; use data=-1"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(change, message):
@@ -77,7 +80,7 @@ def test_rules_that_do_not_fit_are_listed():
 
     from vivit.parallel import AXES, shard_by_rules
 
-    mesh = AbstractMesh((1, 2), AXES)
+    mesh = AbstractMesh((1, 2, 1), AXES)
     shapes = {
         "a": {"kernel": jax.ShapeDtypeStruct((3, 4), "float32")},
         "b": {"kernel": jax.ShapeDtypeStruct((5,), "float32")},

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 import vivit
+from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
 from vivit.config import read_workdir, write_atomically
 from vivit.data.pipeline import Batch, eval_batches
@@ -19,6 +21,8 @@ from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel_here
 from vivit.step import Step, TrainState, make_eval_step, make_init
+
+log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
@@ -72,6 +76,9 @@ def restore(
     model = vivit.build(config.model)
     parallel = make_parallel_here(**config.parallel)
     check_batch_size(config.data.batch_size, parallel.devices)
+    if KERNELS[model.kernel].over_devices and not parallel.splits_tokens:
+        log.info("too few devices for kernel %r: evaluating with its equal, chunked", model.kernel)
+        model = model.clone(kernel="chunked")
     optimizer, _ = make_optimizer(steps=config.train.steps, **config.optim)
     init = make_init(model, optimizer, average_decay=config.train.average_decay)
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vivit.attention.ring import SEQUENCE
 from vivit.registry import Registry
 
-AXES = ("data", "fsdp")
-BATCH = PartitionSpec(AXES)  # clips are split over both axes
+AXES = ("data", "fsdp", SEQUENCE)
+BATCH = PartitionSpec(AXES[:2])  # examples are split over both
+FRAMES = PartitionSpec(AXES[:2], SEQUENCE)  # clips [B, F, H, W, C], over their frames too
 Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 
@@ -24,7 +26,9 @@ class Parallel(NamedTuple):
     put: a process's part of a batch on the host -> the batch on the devices.
     train: step(state, batch) -> (state, sums), compiled when first called. jit donates the state.
     evaluate: step(params, batch) -> sums, the same way.
-    devices: how many there are in all; a batch must be a multiple of it.
+    within: a function of global arrays -> the same, traced where kernels see the mesh.
+    devices: how many the clips are split over; a batch must be a multiple of it.
+    splits_tokens: whether tokens are split over devices too.
     """
 
     abstract: Callable[..., Any]
@@ -32,68 +36,98 @@ class Parallel(NamedTuple):
     put: Callable[[Any], Any]
     train: Callable[..., Any]
     evaluate: Callable[..., Any]
+    within: Callable[..., Any]
     devices: int
+    splits_tokens: bool
 
 
 MODES: Registry[Callable[..., Parallel]] = Registry("parallel mode")
 
 
-def make_parallel(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
-    """The devices of a config: data x fsdp of them, where data=-1 takes all that are left."""
+def make_parallel(*, mode: str, data: int, fsdp: int, rules: Rules, sequence: int = 1) -> Parallel:
+    """The devices of a config: data x fsdp x sequence, where data=-1 takes all that are left.
+
+    sequence: over how many devices the tokens of a clip are split, by the kernels "ring" and
+    "ulysses".
+    """
     devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        raise ValueError(f"parallel.{fsdp=} does not divide the {devices} devices")
-    data = devices // fsdp if data == -1 else data
-    if data * fsdp != devices:
+    if fsdp < 1 or sequence < 1 or devices % (fsdp * sequence):
         raise ValueError(
-            f"parallel.data={data} x fsdp={fsdp} is not the {devices} devices there are; "
-            "use data=-1"
+            f"parallel.fsdp={fsdp} x sequence={sequence} does not divide the {devices} devices"
         )
-    return MODES[mode](data=data, fsdp=fsdp, rules=rules)
+    data = devices // (fsdp * sequence) if data == -1 else data
+    if data * fsdp * sequence != devices:
+        raise ValueError(
+            f"parallel.data={data} x fsdp={fsdp} x sequence={sequence} is not the {devices} "
+            "devices there are; use data=-1"
+        )
+    return MODES[mode](data=data, fsdp=fsdp, sequence=sequence, rules=rules)
 
 
-def make_parallel_here(*, mode: str, data: int, fsdp: int, rules: Rules) -> Parallel:
+def make_parallel_here(
+    *, mode: str, data: int, fsdp: int, rules: Rules, sequence: int = 1
+) -> Parallel:
     """As make_parallel, but on whatever devices there are: a checkpoint restores on any number."""
-    fsdp = fsdp if jax.device_count() % fsdp == 0 else 1
-    return make_parallel(mode=mode, data=-1, fsdp=fsdp, rules=rules)
+    sequence = sequence if jax.device_count() % sequence == 0 else 1
+    fsdp = fsdp if jax.device_count() % (fsdp * sequence) == 0 else 1
+    return make_parallel(mode=mode, data=-1, fsdp=fsdp, sequence=sequence, rules=rules)
 
 
 @MODES.register("jit")
-def jit_over_mesh(*, data: int, fsdp: int, rules: Rules) -> Parallel:
+def jit_over_mesh(*, data: int, fsdp: int, sequence: int, rules: Rules) -> Parallel:
     """jit with shardings: the batch over all devices, arrays of the state as the rules say."""
     # Explicit axes, make_mesh's default since JAX 0.9, refuse the tubelet's reshape.
-    mesh = jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
-    batch = NamedSharding(mesh, BATCH)
+    mesh = jax.make_mesh((data, fsdp, sequence), AXES, axis_types=(AxisType.Auto,) * 3)
+    examples, frames = NamedSharding(mesh, BATCH), NamedSharding(mesh, FRAMES)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def abstract(make, seed):
         shapes = jax.eval_shape(make, seed)
         return _placed(shapes, shard_by_rules(shapes, mesh, rules))
 
+    def put_one(x):
+        if x.ndim < 5:
+            return jax.make_array_from_process_local_data(examples, x)
+        if x.shape[1] % sequence:
+            raise ValueError(
+                f"{x.shape[1]} frames of a clip are not split evenly by parallel.{sequence=}"
+            )
+        return jax.make_array_from_process_local_data(frames, x)
+
     def put(host):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch, x), host)
+        return jax.tree.map(put_one, host)
+
+    def within(function):
+        def in_mesh(*arguments):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*arguments)
+
+        return in_mesh if sequence > 1 else function
 
     def train(step, state):
         shardings = jax.tree.map(lambda x: x.sharding, state)
         return jax.jit(
-            step,
-            in_shardings=(shardings, batch),
+            within(step),
+            in_shardings=(shardings, None),  # the batch is where `put` put it
             out_shardings=(shardings, replicated),
             donate_argnums=0,
         )
 
     def evaluate(step):
-        return jax.jit(step, out_shardings=replicated)
+        return jax.jit(within(step), out_shardings=replicated)
 
-    return Parallel(abstract, partial(_init, abstract), put, train, evaluate, data * fsdp)
+    init = partial(_init, abstract)
+    clips_over = data * fsdp
+    return Parallel(abstract, init, put, train, evaluate, within, clips_over, sequence > 1)
 
 
 @MODES.register("pmap")
-def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
+def pmap_over_devices(*, data: int, fsdp: int, sequence: int, rules: Rules) -> Parallel:
     """jax.pmap with the state on every device. The rules do not apply."""
-    if fsdp != 1:
+    if fsdp != 1 or sequence != 1:
         raise ValueError(
-            f'parallel.fsdp={fsdp} needs parallel.mode="jit"; pmap replicates the state'
+            f'parallel.fsdp={fsdp} and sequence={sequence} need parallel.mode="jit"; pmap '
+            "replicates the state and splits clips only"
         )
     local = jax.local_device_count()
 
@@ -115,7 +149,9 @@ def pmap_over_devices(*, data: int, fsdp: int, rules: Rules) -> Parallel:
     def train(step, state):
         return over_devices(step)
 
-    return Parallel(abstract, partial(_init, abstract), put, train, over_devices, data)
+    init = partial(_init, abstract)
+    within = lambda function: function
+    return Parallel(abstract, init, put, train, over_devices, within, data, False)
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

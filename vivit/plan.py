@@ -215,6 +215,11 @@ def _check_reduction(spec, model, reduced, new, *, stage: int) -> None:
         raise ValueError(f"stage {stage} reduces tokens and has no layers that would use them")
     if "s" in new and not spec["reduce"]:
         raise ValueError(f"stage {stage} would put positions on places that {reduced} has reduced")
+    if spec["reduce"] and merging and not spec["pool"]:
+        raise ValueError(
+            f"stage {stage} merges tokens, and their sizes end with it: give it a pool, and its "
+            "layers to one stage"
+        )
     if spec["reduce"] and merging and model.scan:
         raise ValueError(f"{reduced} changes the shape from layer to layer; use scan=False")
     if spec["reduce"] and merging and model.soft_cap is not None:

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import vivit
+from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
 from vivit.config import claim_workdir, import_modules, locked, parse, write_atomically
-from vivit.cost import count_multiply_adds, count_parameters, count_tokens
+from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.data.pipeline import train_batches
 from vivit.data.sources import open_split
 from vivit.evaluate import check_batch_size, check_split, local_batches, score
 from vivit.objective import means
 from vivit.optim import make_optimizer
-from vivit.parallel import make_parallel
+from vivit.parallel import Parallel, make_parallel
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step
 
 
@@ -60,6 +62,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             label_smoothing=config.train.label_smoothing,
             average_decay=average_decay,
         )
+        _check_tokens_split(model, parallel)
         state = parallel.init(init, config.seed)
         folder = claim_workdir(workdir, config)
 
@@ -135,6 +138,14 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
         if last:
             break
     return state
+
+
+def _check_tokens_split(model: vivit.ViViT, parallel: Parallel) -> None:
+    """ValueError where a kernel can't split the model's sets of tokens over the devices."""
+    if KERNELS[model.kernel].over_devices:
+        clips = jax.ShapeDtypeStruct((parallel.devices, *model.clip, 3), jnp.uint8)
+        params = abstract_params(model)
+        jax.eval_shape(parallel.within(lambda p, x: model.apply({"params": p}, x)), params, clips)
 
 
 def _require_finite(values: dict[str, float], step: int) -> None:

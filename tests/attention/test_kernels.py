@@ -185,9 +185,8 @@ def bfloat16_errors(kernel, exact, **options):
 def test_chunked_in_bfloat16_is_no_worse_than_dense(n, options):
     exact = draw(n, n)
     ours = bfloat16_errors(partial(chunked, chunk=8), exact, **options)
-    # Which way a sum rounds is chance: a twentieth is allowed.
     for error, reference in zip(ours, bfloat16_errors(dense, exact, **options), strict=True):
-        assert error <= 1.05 * reference
+        assert error <= 1.001 * reference
 
 
 def test_chunked_needs_a_fraction_of_the_memory():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vivit.attention import PATTERNS
+from vivit.attention import KERNELS, PATTERNS
 from vivit.axes import Clips, HeadGrid, KeyGrid, Logits, MixedGrid, ValueGrid
 from vivit.encoder import CAPTURED, Layout, make_attend
 from vivit.model import ViViT
@@ -27,7 +27,7 @@ class Attention:
 
     pattern: as the config names it, with options. layout: of the attention's own grid; without
     extra tokens where the pattern leaves them out. told: what the pattern is told beside tokens.
-    source: [B, T, R, S], which of the grid's places the tokens come from, where the stage has
+    source: [B, T, S, P], which of the grid's P places the S tokens come from, where the stage has
     reduced them; None where it hasn't.
     """
 
@@ -40,7 +40,7 @@ class Attention:
     kernel: str
     soft_cap: float | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
-    source: Float[Array, "B T R S"] | None = None
+    source: Float[Array, "B T S P"] | None = None
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Attention:
     def shape(self) -> tuple[int, int, int, int]:
         """Clips, steps and places of the stage's grid, and heads of the values."""
         b, t, s, _, _ = self.q.shape
-        places = s if self.source is None else self.source.shape[3]
+        places = s if self.source is None else self.source.shape[-1]
         return b, t, places, self.k.shape[3]
 
     def mix(self, v: ValueGrid) -> MixedGrid:
@@ -156,6 +156,8 @@ class AttentionMaps:
 
 def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
     """Runs clips through a model and keeps its queries and keys."""
+    if KERNELS[model.kernel].over_devices:  # equal to dense, but for a mesh, which maps don't need
+        model = model.clone(kernel="chunked")
     logits, kept = _apply_capturing(model, params, clips)
     attentions, pooled, sources = [], [], {}
     for i, stage in enumerate(plan_stages(model)):

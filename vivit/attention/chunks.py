@@ -264,7 +264,7 @@ def gradients(q, k, v, bias, mask, words, d_out, log_sum, row_sum, blocks: Block
             if bias is not None:
                 d_bias = _add_to_bias(d_bias, d_scores, i, j, blocks)
             d_scores = d_scores * scale if slope is None else d_scores * (scale * slope)
-            d_scores = d_scores.astype(q.dtype)
+            # Not rounded to the dtype of q and k: dense's gradient doesn't either.
             d_k_block += product("zgnm,zgnk->zgmk", d_scores, q_block)
             d_q_block = product("zgnm,zgmk->zgnk", d_scores, k_block)
             d_q = _put(d_q, _rows(d_q, i, blocks) + d_q_block, i * blocks.rows)

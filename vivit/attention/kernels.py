@@ -52,11 +52,13 @@ class Kernel:
 
     attend: (q, k, v, *, bias, mask, soft_cap, dropout) -> what the queries get.
     why_not: demand -> why it can't be met here, or "" where it can.
+    over_devices: whether it splits sets over the devices of a mesh, and runs only within one.
     """
 
     name: str
     attend: Callable[..., Mixed]
     why_not: Callable[[Demand], str]
+    over_devices: bool = False
 
     def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
         return self.attend(q, k, v, **options)
@@ -73,11 +75,16 @@ class Kernel:
 KERNELS: Registry[Kernel] = Registry("attention kernel")
 
 
-def kernel(name: str, *, why_not: Callable[[Demand], str] = lambda demand: ""):
+def kernel(
+    name: str,
+    *,
+    why_not: Callable[[Demand], str] = lambda demand: "",
+    over_devices: bool = False,
+):
     """Registers the decorated function as a kernel; any config may then name it."""
 
     def register(attend):
-        KERNELS.add(name, Kernel(name, attend, why_not))
+        KERNELS.add(name, Kernel(name, attend, why_not, over_devices))
         return attend
 
     return register
@@ -150,7 +157,7 @@ def _ring_why_not(demand: Demand) -> str:
     return "it has no dropout of attention weights" if demand.dropout else ""
 
 
-@kernel("ring", why_not=_ring_why_not)
+@kernel("ring", why_not=_ring_why_not, over_devices=True)
 def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     """Exact over tokens that are split over devices: keys and values go around the ring.
 
@@ -160,7 +167,7 @@ def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     return attend_in_ring(q, k, v, **options)
 
 
-@kernel("ulysses", why_not=_ring_why_not)
+@kernel("ulysses", why_not=_ring_why_not, over_devices=True)
 def ulysses(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     """Exact over tokens that are split over devices: heads are split instead, while they attend.
 
