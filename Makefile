@@ -24,7 +24,7 @@ train: setup
 	$(BIN)/python -m vivit.analysis.report --workdir=$(RUN)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -27,6 +27,7 @@ FLOORS = {
     "vivit.train": 3,
     "vivit.analysis": 4,
     "vivit.describe": 4,
+    "vivit.benchmark": 4,
 }
 ON_ONE_FLOOR = {  # the only imports between modules of one floor
     ("vivit.encoder", "vivit.attention"),

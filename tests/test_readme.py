@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tests.conftest import ROOT
 from vivit.attention import PATTERNS
+from vivit.cost import abstract_params
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -31,8 +32,11 @@ def test_a_pattern_of_ones_own_takes_ten_lines():
         model = names["model"].clone(depth=1, width=16, heads=2, mlp_dim=16)
         clips = jnp.zeros((1, 8, 64, 64, 3))
         for kernel in ("dense", "chunked"):
-            shape = jax.eval_shape(model.clone(kernel=kernel).init, jax.random.key(0), clips)
-            assert "attention_next_step" in shape["params"]["stage_0"]["layer_0"]
+            other = model.clone(kernel=kernel)
+            params = abstract_params(other)
+            assert "attention_next_step" in params["stage_0"]["layer_0"]
+            logits = jax.eval_shape(other.apply, {"params": params}, clips)
+            assert logits.shape == (1, 10)
         q = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
         out = names["next_step"](q, q, q, lambda q, k, v: v)
         assert out.ravel().tolist() == [1, 2, 3, 0]

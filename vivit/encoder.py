@@ -28,7 +28,7 @@ from vivit.attention.reduction import (
 )
 from vivit.attention.rotary import rotate
 from vivit.axes import Grid, KeyGrid, NewGrid
-from vivit.layers import NORM_EPSILON, POOLS, Dropout, DropPath, Mlp, Position, on_grid
+from vivit.layers import NORM_EPSILON, POOLS, Dense, Dropout, DropPath, Mlp, Position, on_grid
 from vivit.registry import Registry
 
 # The collection of activations that vivit.analysis asks for: queries and keys of every attention,
@@ -126,9 +126,7 @@ class SelfAttention(nn.Module):
         fields, pattern = self.fields, PATTERNS[self.pattern]
         width = x.shape[-1]
         channels = width // fields.heads
-        dense = partial(
-            nn.DenseGeneral, kernel_init=nn.initializers.xavier_uniform(), dtype=fields.dtype
-        )
+        dense = partial(Dense, dtype=fields.dtype)
         q = dense((fields.heads, channels), name="query")(x)  # [B, T, S, h, k]
         k, v = (dense((fields.kv_heads, channels), name=n)(x) for n in ("key", "value"))
         if fields.qk_norm:
@@ -147,12 +145,10 @@ class SelfAttention(nn.Module):
         _sow(self, **captured)
         # Parameters don't depend on what attention gives, and a ring needs its mesh.
         out = q[..., :channels] if self.is_initializing() else self._mix(pattern, q, k, v, told)
-        out = dense(width, axis=(-2, -1), name="out")(out)
+        out = dense((width,), inputs=2, name="out")(out)
         for _ in range(pattern.projections - 1):
             # From zero, as TimeSformer's temporal_fc: the block starts as its other branches.
-            out = nn.Dense(
-                width, kernel_init=nn.initializers.zeros, dtype=fields.dtype, name="projection"
-            )(out)
+            out = dense((width,), kernel_init=nn.initializers.zeros, name="projection")(out)
         return Attended(out, keys)
 
     def _mix(self, pattern, q, k, v, told):

@@ -70,4 +70,4 @@ def make_optimizer(
 
 def decayed(params):
     """True for what weight decay shrinks: kernels; not biases, norms, tokens or positions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)

@@ -284,7 +284,7 @@ def test_trajectories_are_motionformers():
     ours = np.asarray(PATTERNS["trajectory"](q, k, v, dense, **given))[0]
     q, k, v = (np.asarray(x, np.float64)[0] for x in (q, k, v))
     project = lambda x, n: (
-        np.tensordot(x.ravel(), np.asarray(given[f"trajectory_{n}"]), 1)
+        np.tensordot(x.ravel(), np.asarray(given[f"trajectory_{n}_kernel"]), 1)
         + np.asarray(given[f"trajectory_{n}_bias"])
     )
     softmax = lambda s: np.exp(s - s.max(axis=0)) / np.exp(s - s.max(axis=0)).sum(axis=0)

@@ -19,6 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Array, Float
 
 from vivit.attention.kernels import Kernel
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
@@ -321,19 +322,16 @@ def _check_stride(name: str, stride: int, steps: int) -> None:
         raise ValueError(f"{stride=} of {name!r} is larger than the grid's {steps} steps")
 
 
+def _trajectory_parameters(heads: int, channels: int) -> dict[str, tuple]:
+    names = [f"trajectory_{name}" for name in ("query", "key", "value")]
+    kernels = {f"{n}_kernel": ((heads * channels, heads, channels), "xavier") for n in names}
+    return kernels | {f"{n}_bias": ((heads, channels), "zeros") for n in names}
+
+
 @pattern(
     "trajectory",
     scores=lambda t, y, x: (t * y * x) ** 2 + t * y * x * t,
-    parameters=lambda heads, channels: (
-        {
-            name: ((heads * channels, heads, channels), "xavier")
-            for name in ("trajectory_query", "trajectory_key", "trajectory_value")
-        }
-        | {
-            f"{name}_bias": ((heads, channels), "zeros")
-            for name in ("trajectory_query", "trajectory_key", "trajectory_value")
-        }
-    ),
+    parameters=_trajectory_parameters,
 )
 def trajectory(
     q: HeadGrid,
@@ -341,12 +339,12 @@ def trajectory(
     v: ValueGrid,
     attend: Attend,
     *,
-    trajectory_query,
-    trajectory_key,
-    trajectory_value,
-    trajectory_query_bias,
-    trajectory_key_bias,
-    trajectory_value_bias,
+    trajectory_query_kernel: Float[Array, "D h k"],
+    trajectory_key_kernel: Float[Array, "D h k"],
+    trajectory_value_kernel: Float[Array, "D h k"],
+    trajectory_query_bias: Float[Array, "h k"],
+    trajectory_key_bias: Float[Array, "h k"],
+    trajectory_value_bias: Float[Array, "h k"],
     values: KeyGrid | None = None,
 ) -> MixedGrid:
     """Each token pools every step for itself, then attends over its T pools: (T·S)² + T²·S scores.
@@ -368,21 +366,21 @@ def trajectory(
     b, t, _, h, _ = q.shape
     queries = rearrange(q, "B T S h k -> B 1 (T S) h k")
     queries = jnp.broadcast_to(queries, (b, t, *queries.shape[2:]))
-    pool = lambda v: rearrange(attend(queries, k, v), "B U (T S) h c -> B T S U h c", T=t)
-    pooled = pool(v if values is None else values)  # [B, T, S, U, h, k], over the steps U
 
-    def project(x, kernel, bias):
-        return jnp.einsum("...gc,gchk->...hk", x, split(kernel).astype(x.dtype)) + bias.astype(
-            x.dtype
-        )
+    def pool(v):  # [B, T, S, U, h, c]: what each token pools of each step U
+        return rearrange(attend(queries, k, v), "B U (T S) h c -> B T S U h c", T=t)
 
-    split = lambda kernel: kernel.reshape(h, -1, *kernel.shape[1:])
-    own = jnp.take_along_axis(pooled, jnp.arange(t)[None, :, None, None, None, None], axis=3)
-    over_steps = lambda v: attend(
-        project(own, trajectory_query, trajectory_query_bias),
-        project(pooled, trajectory_key, trajectory_key_bias),
-        v,
-    )[:, :, :, 0]
+    def project(pools, kernel, bias):
+        kernel = kernel.reshape(h, -1, *kernel.shape[1:]).astype(pools.dtype)
+        return jnp.einsum("...gc,gchk->...hk", pools, kernel) + bias.astype(pools.dtype)
+
+    pools = pool(v if values is None else values)
+    own = jnp.arange(t)[None, :, None, None, None, None]
+    query = jnp.take_along_axis(pools, own, axis=3)  # of each token's own step
+    query = project(query, trajectory_query_kernel, trajectory_query_bias)
+    key = project(pools, trajectory_key_kernel, trajectory_key_bias)
     if values is None:
-        return over_steps(project(pooled, trajectory_value, trajectory_value_bias))
-    return over_steps(pool(v))
+        value = project(pools, trajectory_value_kernel, trajectory_value_bias)
+    else:
+        value = pool(v)
+    return attend(query, key, value)[:, :, :, 0]

@@ -154,8 +154,8 @@ def _ring_forward(q, k, v, bias, mask, blocks, size):
         owner = _holder(step, size)
         extras = Extras(*(_columns_of(x, owner, blocks.m) for x in (bias, mask)), None)
         padded, k, v, extras = pad(q, k, v, extras, blocks)
-        out, log_sum = attend(padded, k, v, *extras, blocks)
-        return out[:, :, : blocks.n], log_sum[:, :, : blocks.n]
+        attended: Any = attend(padded, k, v, *extras, blocks)
+        return tuple(x[:, :, : blocks.n] for x in attended)
 
     def step(carry, number):
         out, log_sum, k, v = carry

@@ -12,7 +12,7 @@ from vivit.attention.patterns import Attend, pattern
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
 
 AXES = ("steps", "rows", "columns")
-Extent = tuple[int, int, int]  # of time, rows and columns
+Extent = tuple[int, ...]  # of time, rows and columns
 Volume = Float[Array, "B T Y X h k"]
 
 
@@ -82,7 +82,7 @@ def window(
     """
     size: Extent = (steps, rows, columns)
     q, k, v = _volumes(q, k, v, space)
-    grid: Extent = q.shape[1:4]
+    grid = q.shape[1:4]
     halves = [s // 2 if s < length else 0 for s, length in zip(size, grid, strict=True)]
     shift = [half * (layer % 2) for half in halves]
     more = [-length % s for s, length in zip(size, grid, strict=True)]
@@ -266,7 +266,7 @@ def strided_global(
         # . Q . | . . . . | # . # .
     """
     q, k, v = _volumes(q, k, v, space)
-    grid: Extent = q.shape[1:4]
+    grid = q.shape[1:4]
     more = [(0, 0), *((0, n % 2) for n in grid), (0, 0), (0, 0)]
     form = "B (T t) (Y y) (X x) h k -> B (t y x) (T Y X) h k"
     q, k, v = (rearrange(jnp.pad(x, more), form, t=2, y=2, x=2) for x in (q, k, v))

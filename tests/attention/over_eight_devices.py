@@ -1,0 +1,88 @@
+"""Run by test_ring.py in a process with eight devices: the largest error of every case, as JSON.
+
+JAX_NUM_CPU_DEVICES=8 python -m tests.attention.over_eight_devices
+"""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from tests.attention.test_kernels import bfloat16_errors, draw, value_and_grads
+from vivit.attention import KERNELS
+from vivit.attention.chunks import attend_in_chunks
+from vivit.attention.kernels import dense
+from vivit.parallel import AXES
+
+
+def over(mesh, kernel):
+    """A kernel, traced where it sees the mesh."""
+
+    def attend(q, k, v, **options):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return KERNELS[kernel](q, k, v, **options)
+
+    return attend
+
+
+def cases(heads, n, m):
+    rng = np.random.default_rng(n)
+    bias = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    mask = lambda *shape: jnp.asarray(rng.random(shape) < 0.6)
+    yield "plain", {}
+    yield "soft cap", {"soft_cap": 1.5}
+    yield "bias", {"bias": bias(heads, n, m)}
+    yield "bias of sets", {"bias": bias(2, 1, n, m), "soft_cap": 2.0}
+    yield "bias of keys", {"bias": bias(m)}
+    yield "mask", {"mask": mask(n, m)}
+    yield "mask and bias", {"mask": mask(2, heads, n, m), "bias": bias(heads, 1, m)}
+
+
+def main():
+    errors = {}
+    for shape in ((1, 1, 8), (2, 1, 4)):
+        mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+        for kernel in ("ring", "ulysses"):
+            for n, m, heads, kv_heads in ((16, 24, 8, 8), (8, 8, 16, 8)):
+                inputs = draw(n, m, heads=heads, kv_heads=kv_heads)
+                for name, options in cases(heads, n, m):
+                    with jax.set_mesh(mesh):
+                        ours = value_and_grads(over(mesh, kernel), *inputs, **options)
+                    theirs = value_and_grads(dense, *inputs, **options)
+                    worst = max(
+                        float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
+                        for a, b in zip(ours, theirs, strict=True)
+                    )
+                    errors[f"{kernel} over {shape}, {n} queries, {name}"] = worst
+    mesh = jax.make_mesh((1, 1, 8), AXES, axis_types=(AxisType.Auto,) * 3)
+    exact = draw(64, 64, heads=8)
+    rounded = {"dense": bfloat16_errors(dense, exact)}
+    for kernel in ("ring", "ulysses"):
+        with jax.set_mesh(mesh):
+            rounded[kernel] = bfloat16_errors(over(mesh, kernel), exact)
+    memory = {}
+    for name, attend in (
+        ("one device", partial(attend_in_chunks, chunk=64)),
+        ("ring", over(mesh, "ring")),
+    ):
+        loss = lambda q, k, v, attend=attend: (attend(q, k, v) ** 2).sum()
+        shard = jax.NamedSharding(mesh, jax.P(None, "sequence")) if name == "ring" else None
+        x = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32, sharding=shard)
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+        memory[name] = compiled.memory_analysis().temp_size_in_bytes
+    refused = {}
+    for name, n, heads in (("ring", 12, 8), ("ulysses", 16, 4)):
+        q, k, v, _ = draw(n, n, heads=heads)
+        try:
+            over(mesh, name)(q, k, v)
+        except ValueError as error:
+            refused[name] = str(error)
+    rounded = {name: [float(e) for e in found] for name, found in rounded.items()}
+    print(json.dumps([errors, rounded, memory, refused]))
+
+
+if __name__ == "__main__":
+    main()

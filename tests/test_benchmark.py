@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+import vivit
+from vivit import benchmark
+from vivit.attention import KERNELS, PATTERNS
+from vivit.cost import count_multiply_adds
+
+SMALL = {"family": "joint", "width": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "size": ""}
+SMALL |= {"clip": (4, 8, 8), "tubelet": (2, 4, 4), "classes": 3}
+
+
+def attention(pattern="joint", kernel="dense", **fields):
+    return benchmark.attention_case(pattern, kernel, (2, 4, 4), heads=2, channels=8, **fields)
+
+
+@pytest.mark.parametrize("name", ["joint", "window(1, 2, 2)", "trajectory"])
+def test_attention_is_measured(name):
+    result = benchmark.measure(attention(name), repeats=2)
+    assert result["seconds"] > 0
+    assert len(result["seconds_of_runs"]) == 2
+    assert result["temporary_bytes"] > 0
+    pattern = PATTERNS[name]
+    scores = pattern.scores(2, 4, 4, **pattern.options)
+    assert result["multiply_adds"] == 2 * 2 * 8 * scores
+    assert result["gflops"] == pytest.approx(6 * result["multiply_adds"] / result["seconds"] / 1e9)
+    assert result["mfu"] is None
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_models_are_measured(mode):
+    case = json.loads(json.dumps(benchmark.model_case(mode, 2, **SMALL)))
+    result = benchmark.measure(case, repeats=1)
+    assert result["seconds"] > 0
+    assert result["multiply_adds"] == 2 * count_multiply_adds(vivit.build(case["model"]))
+
+
+def test_what_does_not_fit_is_compiled_and_not_run(monkeypatch):
+    monkeypatch.setattr(benchmark, "_memory", lambda: 1000)
+    result = benchmark.measure(attention(), repeats=1)
+    assert result["temporary_bytes"] > 0
+    assert "seconds" not in result
+    assert "of the 0.0 GB here" in result["not_run"]
+
+
+def test_a_suite_runs_in_processes_and_writes_its_table(tmp_path, monkeypatch, capsys):
+    """A case that fails is in the table, with its reason, and does not stop the others."""
+    cases = [attention(), attention("window"), attention("time", kernel="ring")]
+    monkeypatch.setitem(benchmark.SUITES._items, "tiny", lambda: cases)
+    benchmark.main(["tiny", "--out", str(tmp_path), "--repeats", "1"])
+    written = json.loads((tmp_path / "tiny.json").read_text())
+    good, too_large, no_mesh = written["records"]
+    assert good["seconds"] > 0
+    assert "larger than the grid" in too_large["error"]
+    assert "set parallel.sequence" in no_mesh["error"]
+    text = (tmp_path / "tiny.md").read_text()
+    assert "python -m vivit.benchmark tiny --repeats 1" in text
+    assert "| joint, dense, N=32, float32 |" in text
+    assert "larger than the grid" in text
+    with pytest.raises(ValueError, match="no case of tiny has 'nothing' in its name"):
+        benchmark.main(["tiny", "--only", "nothing"])
+
+
+@pytest.mark.parametrize("name", list(benchmark.SUITES))
+def test_every_suite_asks_for_what_there_is(name):
+    cases = list(benchmark.SUITES[name]())
+    assert len({benchmark.name_of(case) for case in cases}) == len(cases)
+    for case in cases:
+        if case["kind"] == "model":
+            vivit.build({**case["model"], "kernel": "chunked", "dtype": "bfloat16"})
+        else:
+            PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
+            assert case["kernel"] in KERNELS

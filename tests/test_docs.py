@@ -1,0 +1,39 @@
+"""docs/attention.md shows every pattern as it is."""
+
+import importlib.util
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from vivit.attention import KERNELS, PATTERNS
+from vivit.attention.reduction import REDUCTIONS
+from vivit.plan import FAMILIES
+
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "attention.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("docs_attention", DOCS / "attention.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", list(PATTERNS))
+def test_pictures_are_drawn_from_the_patterns(script, name):
+    assert (DOCS / "patterns" / f"{name}.svg").read_text() == script.draw(name), (
+        "run python docs/attention.py"
+    )
+
+
+def test_tables_are_those_of_the_measurements(script):
+    assert script.pattern_table() in PAGE
+
+
+def test_everything_that_has_a_name_is_on_the_page():
+    for registry in (PATTERNS, KERNELS, REDUCTIONS, FAMILIES):
+        for name in registry:
+            assert re.search(rf"`{name}[`(]", PAGE), f"{registry.kind} {name}"

@@ -1,0 +1,345 @@
+"""python -m vivit.benchmark SUITE: time, memory and multiply-adds of attention and of models.
+
+Every case runs in a process of its own, so that none can spoil the next: it is compiled, run once
+to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vivit
+from vivit.attention import KERNELS, PATTERNS
+from vivit.config import write_atomically
+from vivit.cost import count_multiply_adds
+from vivit.describe import OPTIMIZER
+from vivit.optim import make_optimizer
+from vivit.registry import Registry
+from vivit.step import make_init, make_train_step
+
+# Matrix products a second in bfloat16, dense, of one chip, in TFLOP/s; from the makers' data
+# sheets. A device that is not here has no MFU.
+PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989, "NVIDIA A100-SXM4-80GB": 312}
+
+Case = dict[str, Any]
+SUITES: Registry[Callable[[], Iterable[Case]]] = Registry("suite")
+
+# The grids of a 32 x 224 x 224 clip, and of longer and larger ones: N = 3136, 12,544 and 50,176.
+GRIDS = ((16, 14, 14), (64, 14, 14), (64, 28, 28))
+BASE = {"size": "B/16x2", "clip": (32, 224, 224), "classes": 400, "readout": "mean"}
+
+
+def attention_case(pattern: str, kernel: str, grid: tuple[int, int, int], **fields: Any) -> Case:
+    return {
+        "kind": "attention",
+        "pattern": pattern,
+        "kernel": kernel,
+        "grid": grid,
+        "heads": 12,
+        "channels": 64,
+        "dtype": "float32",
+        **fields,
+    }
+
+
+def model_case(mode: str, batch: int = 1, **fields: Any) -> Case:
+    """mode: "forward" or "train"."""
+    return {"kind": "model", "mode": mode, "batch": batch, "model": {**BASE, **fields}}
+
+
+@SUITES.register("patterns")
+def every_pattern() -> Iterator[Case]:
+    """Every pattern on the grid of a 32 x 224 x 224 clip, dense and chunked."""
+    for name in PATTERNS:
+        for kernel in ("dense", "chunked"):
+            yield attention_case(name, kernel, GRIDS[0])
+
+
+@SUITES.register("lengths")
+def joint_lengths() -> Iterator[Case]:
+    """Joint attention over 3,136, 12,544 and 50,176 tokens. Where the memory of the machine does
+    not do, a case is compiled and not run."""
+    for grid in GRIDS:
+        for kernel in ("dense", "chunked"):
+            yield attention_case("joint", kernel, grid)
+
+
+@SUITES.register("models")
+def cpu_models() -> Iterator[Case]:
+    """Joint and factorised encoder B/16x2, one 32 x 224 x 224 clip, float32."""
+    for kernel in ("dense", "chunked"):
+        for mode in ("forward", "train"):
+            yield model_case(mode, family="factorised_encoder", kernel=kernel)
+            if (kernel, mode) != ("dense", "train"):
+                yield model_case(mode, family="joint", kernel=kernel)
+    yield model_case("train", family="joint", kernel="chunked", remat="full")
+    yield model_case("train", family="joint", kernel="chunked", remat="full", scan=True)
+
+
+@SUITES.register("compile")
+def scanned_depths() -> Iterator[Case]:
+    """Trace and compile time of a scanned model of 4 and of 24 layers."""
+    for depth in (4, 24):
+        case = model_case("train", family="joint", kernel="chunked", depth=depth, scan=True)
+        yield {**case, "run": False}
+
+
+@SUITES.register("accelerator")
+def bfloat16_models() -> Iterator[Case]:
+    """Training steps in bfloat16 with the platform's kernel, at growing batches; for one GPU."""
+    for family, size in (("joint", "B/16x2"), ("factorised_encoder", "B/16x2")):
+        for batch in (8, 16, 32):
+            yield _fused(family, size, batch)
+    for batch in (4, 8, 16):
+        yield _fused("factorised_encoder", "L/16x2", batch)
+    yield _fused("joint", "B/16x2", 16, kernel="chunked")
+    # 12,544 tokens: the paper ran out of memory beyond 48 frames.
+    yield _fused("joint", "L/16x2", 1, clip=(128, 224, 224))
+
+
+def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
+    fields = {"kernel": "fused", "dtype": "bfloat16", **fields}
+    return model_case("train", batch, family=family, size=size, **fields)
+
+
+# --- in the process of one case ---
+
+
+def measure(case: Case, *, repeats: int) -> dict[str, Any]:
+    """What one case takes. Times are medians over `repeats` runs after one that warms up."""
+    function, arguments, work = KINDS[case["kind"]](case)
+    begun = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=work.get("donated", ())).lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    memory = compiled.memory_analysis()
+    result = {
+        "trace_seconds": traced - begun,
+        "compile_seconds": done - traced,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "multiply_adds": work["multiply_adds"],
+    }
+    need, there = memory.temp_size_in_bytes + 2 * memory.argument_size_in_bytes, _memory()
+    if case.get("run") is False:
+        return result
+    if need > 0.8 * there:
+        return {**result, "not_run": f"needs {need / 1e9:.1f} GB of the {there / 1e9:.1f} GB here"}
+    wall, cpu = _time(compiled, arguments, work, repeats=repeats)
+    operations = 2 * work["passes"] * work["multiply_adds"]
+    median = statistics.median(wall)
+    peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+    stats = jax.devices()[0].memory_stats() or {}
+    return {
+        **result,
+        "seconds": median,
+        "seconds_of_runs": wall,
+        "cpu_seconds": statistics.median(cpu),
+        "gflops": operations / median / 1e9,
+        "mfu": operations / median / (peak * 1e12) if peak else None,
+        "peak_device_bytes": stats.get("peak_bytes_in_use"),
+    }
+
+
+def _time(compiled, shapes, work, *, repeats: int) -> tuple[list[float], list[float]]:
+    arguments, wall, cpu = work["make"](shapes), [], []
+    for run in range(repeats + 1):
+        began, spent = time.perf_counter(), time.process_time()
+        out = jax.block_until_ready(compiled(*arguments))
+        if run:
+            wall.append(time.perf_counter() - began)
+            cpu.append(time.process_time() - spent)
+        if work.get("donated"):
+            arguments = (out[0], *arguments[1:])
+    return wall, cpu
+
+
+def _memory() -> int:
+    """Bytes of the device's memory, or of the machine's where the device is its CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _attention(case: Case) -> tuple[Callable, tuple, dict]:
+    """Forward and backward of one attention: gradients by queries, keys, values and parameters."""
+    pattern, (t, y, x) = PATTERNS[case["pattern"]], case["grid"]
+    heads, channels = case["heads"], case["channels"]
+    pattern.check(t, y, x, **pattern.options)
+    grid = jax.ShapeDtypeStruct((1, t, y * x, heads, channels), jnp.dtype(case["dtype"]))
+    parameters = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, (shape, _) in pattern.parameters(heads, channels, **pattern.options).items()
+    }
+    kernel = KERNELS[case["kernel"]]
+
+    def loss(q, k, v, parameters):
+        out = pattern(q, k, v, kernel, space=(y, x), layer=1, **parameters)
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    if pattern.scores is None:
+        raise ValueError(f"pattern {pattern.name!r} has no scores=; its cost can't be counted")
+    scores = pattern.scores(t, y, x, **pattern.options)
+    work = {"multiply_adds": 2 * scores * heads * channels, "passes": 3, "make": _random}
+    return jax.grad(loss, argnums=(0, 1, 2, 3)), (grid, grid, grid, parameters), work
+
+
+def _random(shapes: Any) -> Any:
+    rng = np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
+    return jax.tree.map(draw, shapes)
+
+
+def _model(case: Case) -> tuple[Callable, tuple, dict]:
+    """A forward pass, or a training step with AdamW, of a batch of clips."""
+    model = vivit.build(case["model"])
+    update, _ = make_optimizer(steps=1, **OPTIMIZER)
+    init = make_init(model, update, average_decay=None)
+    state = jax.eval_shape(init, 0)
+    b = case["batch"]
+    batch = {
+        "clips": jax.ShapeDtypeStruct((b, *model.clip, 3), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
+    }
+    real = lambda: jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), batch)
+    made = lambda: jax.jit(init, static_argnums=0)(0)
+    work = {"multiply_adds": b * count_multiply_adds(model)}
+    if case["mode"] == "train":
+        step = make_train_step(model, update, label_smoothing=0.0, average_decay=None)
+        work |= {"passes": 3, "donated": (0,), "make": lambda _: (made(), real())}
+        return step, (state, batch), work
+    forward = lambda params, clips: model.apply({"params": params}, clips)
+    work |= {"passes": 1, "make": lambda _: (made().params, real()["clips"])}
+    return forward, (state.params, batch["clips"]), work
+
+
+KINDS = {"attention": _attention, "model": _model}
+
+
+# --- in the process of all cases ---
+
+
+def run_case(case: Case, *, repeats: int, timeout: float = 1800) -> dict[str, Any]:
+    """A case's record, measured in a process of its own; with "error" where it failed."""
+    command = [sys.executable, "-m", "vivit.benchmark", "--case", json.dumps(case)]
+    command += ["--repeats", str(repeats)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"case": case, "error": f"took over {timeout:.0f} s"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"case": case, "error": f"exit {done.returncode}: {last[:300]}"}
+    return {"case": case, **json.loads(lines[-1])}
+
+
+def here() -> dict[str, str]:
+    """The machine that numbers were measured on."""
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "cpus": str(os.cpu_count()),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+COLUMNS: dict[str, Callable[[dict], str]] = {
+    "time": lambda r: f"{r['seconds']:.3g} s" if "seconds" in r else "",
+    "CPU time": lambda r: f"{r['cpu_seconds']:.3g} s" if "cpu_seconds" in r else "",
+    "temporaries": lambda r: _megabytes(r.get("temporary_bytes")),
+    "device peak": lambda r: _megabytes(r.get("peak_device_bytes")),
+    "multiply-adds": lambda r: f"{r['multiply_adds'] / 1e9:,.1f} G" if "multiply_adds" in r else "",
+    "GFLOP/s": lambda r: f"{r['gflops']:,.0f}" if "gflops" in r else "",
+    "MFU": lambda r: f"{r['mfu']:.1%}" if r.get("mfu") else "",
+    "trace + compile": lambda r: (
+        f"{r['trace_seconds'] + r['compile_seconds']:.1f} s" if "trace_seconds" in r else ""
+    ),
+    "": lambda r: r.get("error") or r.get("not_run") or "",
+}
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+def name_of(case: Case) -> str:
+    if case["kind"] == "attention":
+        n = int(np.prod(case["grid"]))
+        return f"{case['pattern']}, {case['kernel']}, N={n:,}, {case['dtype']}"
+    fields = {k: v for k, v in case["model"].items() if v != BASE.get(k)}
+    size = fields.pop("size", BASE["size"])
+    clip = "x".join(map(str, fields.pop("clip", BASE["clip"])))
+    words = [str(fields.pop("family")), size, clip, case["mode"], f"batch {case['batch']}"]
+    return ", ".join(words + [v if isinstance(v, str) else f"{k}={v}" for k, v in fields.items()])
+
+
+def table(records: list[dict], *, machine: dict[str, str], command: str) -> str:
+    """Markdown; columns that say nothing are left out."""
+    rows = [[name_of(r["case"]), *(column(r) for column in COLUMNS.values())] for r in records]
+    heads = ["case", *COLUMNS]
+    kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in rows)]
+    lines = [[heads[i] for i in kept], ["---"] + ["---:"] * (len(kept) - 1)]
+    lines += [[row[i] for i in kept] for row in rows]
+    said = ", ".join(f"{key} {value}" for key, value in machine.items())
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"`{command}`: {said}.\n\n{body}\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vivit.benchmark", description=__doc__)
+    parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="(benchmark)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of a case (5)")
+    parser.add_argument("--case", help="one case as JSON, measured in this process")
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if arguments.case:
+        print(json.dumps(measure(json.loads(arguments.case), repeats=arguments.repeats)))
+        return
+    if not arguments.suite:
+        parser.error(f"name a suite: {', '.join(SUITES)}")
+    cases = [c for c in SUITES[arguments.suite]() if arguments.only in name_of(c)]
+    if not cases:
+        raise ValueError(f"no case of {arguments.suite} has {arguments.only!r} in its name")
+    machine, records = here(), []
+    command = f"python -m vivit.benchmark {arguments.suite} --repeats {arguments.repeats}"
+    run = partial(run_case, repeats=arguments.repeats)
+    for case in cases:
+        records.append(run(case))
+        print(table(records[-1:], machine=machine, command=command).splitlines()[-1], flush=True)
+        # Written after each case: a suite that is stopped keeps what it has.
+        everything = {"machine": machine, "command": command, "records": records}
+        target = arguments.out / arguments.suite
+        write_atomically(target.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
+        text = table(records, machine=machine, command=command)
+        write_atomically(target.with_suffix(".md"), text)
+    print(f"{target.with_suffix('.md')} and .json")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
