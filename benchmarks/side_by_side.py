@@ -104,7 +104,7 @@ def vit_pytorch(model: str, *, batch: int, dtype: str, kernel: str) -> Runs:
     spec = importlib.util.spec_from_file_location("vit_pytorch_vivit", folder / "vivit.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    built = module.ViT(
+    built = module.ViViT(
         image_size=SIDE, image_patch_size=16, frames=FRAMES, frame_patch_size=2,
         num_classes=CLASSES, dim=768, spatial_depth=12, temporal_depth=4, heads=12,
         mlp_dim=3072, pool="mean",

@@ -14,6 +14,14 @@ FAMILIES = (
     "factorised_dot_product",
     "average_pool",
 )
+VARIANTS = (
+    "divided",
+    "axial",
+    "local_global",
+    "window(4, 2, 2)",
+    "neighbourhood(3, 3, 3)",
+    "trajectory",
+)
 
 
 def get_config():
@@ -30,6 +38,12 @@ def sweep_family():
     for family in FAMILIES:
         for seed in SEEDS:
             yield {**_family(family), "seed": seed}
+
+
+def sweep_variant():
+    for family in VARIANTS:
+        for seed in SEEDS:
+            yield {"model.family": family, "seed": seed}
 
 
 def sweep_kernel():

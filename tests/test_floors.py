@@ -30,6 +30,7 @@ FLOORS = {
     "vivit.benchmark": 4,
 }
 ON_ONE_FLOOR = {  # the only imports between modules of one floor
+    ("vivit.layers", "vivit.attention"),
     ("vivit.encoder", "vivit.attention"),
     ("vivit.encoder", "vivit.layers"),
     ("vivit.plan", "vivit.attention"),

@@ -76,9 +76,31 @@ def test_every_switch_goes_with_every_family_or_says_why_not(family, switch):
     if switch in ("rope3d", "soft_cap"):  # no parameter of its own: it must change the numbers
         assert not np.allclose(logits(model, params, WIDE_CLIPS), logits(plain, params, WIDE_CLIPS))
     else:
-        assert jax.tree.structure(abstract_params(plain)) != jax.tree.structure(params) or (
-            switch == "kv_heads"
-        )
+        shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+        assert shapes(abstract_params(plain)) != shapes(params)
+
+
+PAIRS = [
+    {"readout": "cls", "rope3d": True},
+    {"registers": 2, "rope3d": True},
+    {"readout": "cls", "registers": 2, "qk_norm": True},
+    {"kv_heads": 2, "rope3d": True, "qk_norm": True},
+    {"readout": "cls", "kv_heads": 2, "soft_cap": 3.0},
+]
+
+
+@pytest.mark.parametrize("switches", PAIRS, ids=lambda pair: "-".join(pair))
+@pytest.mark.parametrize("family", ["joint", "factorised_encoder", "divided"])
+def test_switches_go_together(family, switches):
+    """Extra tokens are not turned, not split off wrongly, and maps leave them out."""
+    model = vivit.build({**WIDE, "depth": 1, "temporal_depth": 1, "family": family, **switches})
+    params = init(model)
+    maps = capture(model, params, WIDE_CLIPS)
+    np.testing.assert_allclose(maps.logits, logits(model, params, WIDE_CLIPS), atol=1e-4)
+    for attention in maps.attentions:
+        steps, places = (2, 8) if attention.stage == 0 else (2, 1)
+        assert attention.weights().shape == (2, 4, steps, places, steps, places)
+    np.testing.assert_allclose(rollout(maps).sum(axis=(1, 2)), 1, atol=1e-4)
 
 
 def test_rotated_scores_depend_on_distances_alone():
@@ -242,10 +264,9 @@ def test_merging_equal_tokens_changes_nothing(pool):
     params = init(plain)
     expected = logits(plain, params, clips)
     np.testing.assert_allclose(logits(merged, params, clips), expected, atol=1e-4)
-    sizes = [
-        a.source.sum() for a in capture(merged, params, clips).attentions if a.source is not None
-    ]
-    assert len(sizes) == 3
+    left = [a.q.shape[2] for a in capture(merged, params, clips).attentions]
+    extra = 1 + (pool == "cls")
+    assert left == [16 + extra, 13 + extra, 10 + extra, 7 + extra]
 
 
 def test_dropping_keeps_other_places_for_every_clip_in_training_only():
@@ -291,6 +312,17 @@ WRONG = [
     ({"family": "dilated_time(3)"}, "stride=3 of 'dilated_time' is larger than the grid's 2 steps"),
     ({"family": "window(2"}, "options of pattern 'window' are written like"),
     ({"kernel": "fused"}, "\"fused\" can't|kernel 'fused' can't compute pattern 'space': .*cpu"),
+    ({"kernel": "ring", "family": "trajectory"}, "'ring' can't compute pattern 'trajectory'"),
+    ({"kv_heads": 1, "family": "split_heads"}, "split_heads needs kv_heads in multiples of 2"),
+    (
+        {"stages": [{"depth": 1, "mixers": "joint", "pool": "mean"}]},
+        r"mixers='joint' must be a list: \['joint'\]",
+    ),
+    ({"stages": [{"depth": 1, "mixers": (), "pool": "mean"}]}, "has layers and no mixers"),
+    (
+        {"registers": 1, "stages": [stages("token_learner(4)", pool="")[1], stages("")[1]]},
+        "stage 0 .* reduces over all steps, .* give it a pool",
+    ),
     ({"kernel": "ring", "attention_dropout": 0.1}, "'ring' can't .*no dropout"),
     ({"stages": stages("token_merging(5)")}, r"token_merging\(5\) a layer leaves nothing"),
     ({"stages": stages("token_learner(9)")}, "tokens=9 of a reduction are more than .* 8 places"),
@@ -330,6 +362,67 @@ def test_a_token_learner_may_feed_a_second_stage():
     ]
     model = vivit.build({**WIDE, "stages": two})
     assert logits(model, init(model), WIDE_CLIPS).shape == (2, 5)
+
+
+def test_maps_of_later_stages_come_back_on_the_clip():
+    """Tokens that a first stage reduced, under a second stage that is one step a clip."""
+    for pool in ("mean", "cls"):
+        two = [
+            {"depth": 1, "mixers": ("space",), "pool": "", "reduce": "random_dropping(2)"},
+            {"depth": 1, "mixers": ("joint",), "pool": pool},
+        ]
+        model = vivit.build({**WIDE, "stages": two})
+        maps = capture(model, init(model), WIDE_CLIPS)
+        (later,) = maps.of(stage=1)
+        weights = np.asarray(later.weights())
+        assert weights.shape == (2, 4, 2, 8, 2, 8)
+        kept = np.asarray(maps.sources[0, -1].sum(axis=2))  # [B, T, P]
+        np.testing.assert_array_equal(weights.max(axis=(1, 4, 5)) > 0, kept > 0)
+        np.testing.assert_array_equal(weights.max(axis=(1, 2, 3)) > 0, kept > 0)
+        np.testing.assert_allclose(rollout(maps).sum(axis=(1, 2)), 1, atol=1e-4)
+
+
+def test_a_tied_class_token_and_reduced_tokens():
+    stage = {"depth": 1, "mixers": ("divided_time", "space"), "pool": "cls"}
+    model = vivit.build({**WIDE, "stages": [{**stage, "reduce": "token_learner(2)"}]})
+    maps = capture(model, init(model), WIDE_CLIPS)
+    for attention in maps.attentions:
+        assert attention.weights().shape == (2, 4, 2, 8, 2, 8)
+    np.testing.assert_allclose(rollout(maps).sum(axis=(1, 2)), 1, atol=1e-4)
+
+
+def test_the_calls_of_one_pattern_drop_independently():
+    """Half of split heads attend over time, half over space, on sets of equal numbers."""
+    config = {**TINY, "clip": (8, 8, 8), "family": "split_heads", "attention_dropout": 0.5}
+    model = vivit.build(config)
+    drawn = []
+    attend = lambda q, k, v, **options: drawn.append(options["dropout"].words) or q
+    fields = plan_stages(model)[0]["fields"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vivit.encoder.make_attend", lambda *_: attend)
+        clips = jnp.zeros((1, 8, 8, 8, 3))
+        params = init(model)
+        model.apply({"params": params}, clips, rngs={"dropout": jax.random.key(0)})
+    assert fields.attention_dropout == 0.5
+    assert len({tuple(np.asarray(words)) for words in drawn}) == 2 * TINY["depth"]
+
+
+def test_a_kernel_that_is_no_softmax_keeps_its_own_maps():
+    from vivit.attention import kernel
+
+    try:
+
+        @kernel("halves", softmax=False)
+        def halves(q, k, v):
+            """Every key weighs a half."""
+            out = 0.5 * v.sum(axis=-3, keepdims=True)
+            return jnp.broadcast_to(out, (*q.shape[:-1], v.shape[-1]))
+
+        model = vivit.build({**TINY, "family": "joint", "kernel": "halves"})
+        maps = capture(model, init(model), CLIPS)
+        np.testing.assert_allclose(maps.weights(), 0.5, atol=1e-6)
+    finally:
+        del KERNELS._items["halves"]
 
 
 def test_dropout_words_come_from_any_kind_of_key():

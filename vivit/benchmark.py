@@ -25,7 +25,7 @@ import numpy as np
 import vivit
 from vivit.attention import KERNELS, PATTERNS
 from vivit.config import write_atomically
-from vivit.cost import count_multiply_adds
+from vivit.cost import count_multiply_adds, count_products
 from vivit.describe import OPTIMIZER
 from vivit.optim import make_optimizer
 from vivit.registry import Registry
@@ -193,10 +193,11 @@ def _attention(case: Case) -> tuple[Callable, tuple, dict]:
         out = pattern(q, k, v, kernel, space=(y, x), layer=1, **parameters)
         return (out.astype(jnp.float32) ** 2).sum()
 
-    if pattern.scores is None:
-        raise ValueError(f"pattern {pattern.name!r} has no scores=; its cost can't be counted")
-    scores = pattern.scores(t, y, x, **pattern.options)
-    work = {"multiply_adds": 2 * scores * heads * channels, "passes": 3, "make": _random}
+    forward = lambda q, k, v, parameters: pattern(
+        q, k, v, KERNELS["dense"], space=(y, x), layer=1, **parameters
+    )
+    products = count_products(forward, grid, grid, grid, parameters)
+    work = {"multiply_adds": products, "passes": 3, "make": _random}
     return jax.grad(loss, argnums=(0, 1, 2, 3)), (grid, grid, grid, parameters), work
 
 

@@ -1,12 +1,14 @@
 """What a model costs: parameters, tokens and multiply-adds, without running it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+from vivit.attention import KERNELS
 from vivit.model import ViViT
 
 
@@ -27,12 +29,16 @@ def count_multiply_adds(model: ViViT) -> int:
     as two operations. The kernel is the dense one: the others compute the same products, and
     some pad them.
     """
-    model = model.clone(kernel="dense", remat="none")
+    kernel = "dense" if KERNELS[model.kernel].softmax else model.kernel
+    model = model.clone(kernel=kernel, remat="none")
     clips = jax.ShapeDtypeStruct((1, *model.clip, 3), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(
-        abstract_params(model), clips
-    )
-    return _products(jaxpr.jaxpr)
+    forward = lambda params, clips: model.apply({"params": params}, clips)
+    return count_products(forward, abstract_params(model), clips)
+
+
+def count_products(function: Callable, *shapes: Any) -> int:
+    """Multiply-adds of all matrix products of a function of arrays with these shapes."""
+    return _products(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
 def abstract_params(model: ViViT) -> Any:

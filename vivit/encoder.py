@@ -4,8 +4,8 @@ Dropout and drop path are active where `apply` is given a "dropout" rng, and now
 Names of submodules are checkpoint format.
 """
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vivit.attention import KERNELS, PATTERNS
+from vivit.attention.chunks import KEPT
 from vivit.attention.dropout import weight_dropout
 from vivit.attention.reduction import (
     REDUCTIONS,
@@ -28,7 +29,17 @@ from vivit.attention.reduction import (
 )
 from vivit.attention.rotary import rotate
 from vivit.axes import Grid, KeyGrid, NewGrid
-from vivit.layers import NORM_EPSILON, POOLS, Dense, Dropout, DropPath, Mlp, Position, on_grid
+from vivit.layers import (
+    NORM_EPSILON,
+    POOLS,
+    Dense,
+    Dropout,
+    DropPath,
+    Layout,
+    Mlp,
+    Position,
+    on_grid,
+)
 from vivit.registry import Registry
 
 # The collection of activations that vivit.analysis asks for: queries and keys of every attention,
@@ -40,37 +51,6 @@ INITIALISERS = {
     "xavier": nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2)),
     "zeros": nn.initializers.zeros,
 }
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A stage's grid: its steps, rows and columns, and the tokens beside those of the clip.
-
-    extra: the grid axis whose first places are class token and registers: "s" or "t", "ts" for a
-        grid that they make one step [B, 1, extra + T·S], "" for none.
-    tied: they are one for all steps of the clip; see `tie`.
-    """
-
-    steps: int
-    space: tuple[int, int]
-    extra: str = ""
-    class_token: bool = False
-    registers: int = 0
-    tied: bool = False
-
-    @property
-    def prefix(self) -> int:
-        return int(self.class_token) + self.registers
-
-    def positions(self) -> Float[np.ndarray, "T S 3"]:
-        """(t, y, x) of every token, 0 for the extra ones."""
-        places = np.meshgrid(*map(np.arange, (self.steps, *self.space)), indexing="ij")
-        table = np.stack(places, axis=-1).reshape(self.steps, -1, 3).astype(np.float32)
-        if self.extra == "ts":
-            table = table.reshape(1, -1, 3)
-        before = (self.prefix, 0)
-        by_axis = {"": ((0, 0), (0, 0)), "t": (before, (0, 0))}
-        return np.pad(table, (*by_axis.get(self.extra, ((0, 0), before)), (0, 0)))
 
 
 class AttentionFields(NamedTuple):
@@ -152,12 +132,18 @@ class SelfAttention(nn.Module):
         return Attended(out, keys)
 
     def _mix(self, pattern, q, k, v, told):
-        options = {}
-        if self.fields.attention_dropout and self.has_rng("dropout"):
-            rate = self.fields.attention_dropout
-            options["dropout"] = weight_dropout(rate, self.make_rng("dropout"))
-        attend = make_attend(self.fields.kernel, self.fields.soft_cap, **options)
-        return pattern(q, k, v, attend, **told)
+        attend = make_attend(self.fields.kernel, self.fields.soft_cap)
+        rate = self.fields.attention_dropout
+        if not rate or not self.has_rng("dropout"):
+            return pattern(q, k, v, attend, **told)
+        key, calls = self.make_rng("dropout"), itertools.count()
+
+        def attend_dropping(*tokens, **options):
+            """A pattern's several calls drop independently of each other."""
+            drawn = weight_dropout(rate, jax.random.fold_in(key, next(calls)))
+            return attend(*tokens, **options, dropout=drawn)
+
+        return pattern(q, k, v, attend_dropping, **told)
 
     def _norm(self, name: str, x: KeyGrid) -> KeyGrid:
         """Layer norm over a head's channels, without bias; ViT-22B (2302.05442), section 2."""
@@ -209,7 +195,8 @@ class Block(nn.Module):
         keys = []
         for mixer in self.mixers:
             name = PATTERNS[mixer].name
-            attention = SelfAttention(mixer, self.fields, self.layout, name=f"attention_{name}")
+            layout = self.layout.seen_by(PATTERNS[mixer])
+            attention = SelfAttention(mixer, self.fields, layout, name=f"attention_{name}")
 
             def attend(x, attention=attention, mixer=mixer):
                 out, tokens = self._attend(attention, mixer, x, layer, sizes)
@@ -273,6 +260,12 @@ class Reduce(nn.Module):
 REMAT: Registry[Callable[..., type[nn.Module]]] = Registry("remat")
 REMAT.add("none", lambda module, **_: module)
 REMAT.add("full", nn.remat)
+# Keeps what chunked attention's backward pass needs of its forward pass, which then isn't repeated;
+# with another kernel it is as "full".
+REMAT.add(
+    "attention",
+    partial(nn.remat, policy=jax.checkpoint_policies.save_only_these_names(KEPT)),
+)
 REMAT.add(
     "dots",
     partial(nn.remat, policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims),

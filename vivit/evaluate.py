@@ -69,11 +69,24 @@ def local_batches(split: Split, config: Any) -> Iterable[Batch]:
     )
 
 
+def build_here(model_config: Any) -> vivit.ViViT:
+    """The model of a trained run; where its kernel can't run, with the equal "chunked"."""
+    kernel = KERNELS[model_config.kernel]
+    try:
+        return vivit.build(model_config)
+    except ValueError as error:
+        if kernel.name == "dense" or not kernel.softmax:
+            raise
+        model = vivit.build({**model_config, "kernel": "chunked"})
+        log.info('evaluating with kernel "chunked", which is equal: %s', error)
+        return model
+
+
 def restore(
     workdir: Path, config: Any, *, checkpoint: str
 ) -> tuple[vivit.ViViT, TrainState, Parallel]:
     """The model of a run's folder and its state at "best", "latest" or a step."""
-    model = vivit.build(config.model)
+    model = build_here(config.model)
     parallel = make_parallel_here(**config.parallel)
     check_batch_size(config.data.batch_size, parallel.devices)
     if KERNELS[model.kernel].over_devices and not parallel.splits_tokens:

@@ -6,6 +6,7 @@ Names of submodules are checkpoint format.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
+from vivit.attention import Pattern
 from vivit.attention.ring import SEQUENCE
 from vivit.axes import Clips, Grid, NewGrid
 from vivit.registry import Registry
@@ -167,6 +169,42 @@ POSITIONS.add("learned_space_time", _learned_space_time)
 POSITIONS.add("sinusoidal", _sinusoidal)
 POSITIONS.add("sinusoidal_separable", _sinusoidal_separable)
 POSITIONS.add("none", _none)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A stage's grid: its steps, rows and columns, and the tokens beside those of the clip.
+
+    extra: the grid axis whose first places are class token and registers: "s" or "t", "ts" for a
+        grid that they make one step [B, 1, extra + T·S], "" for none.
+    tied: they are one for all steps of the clip; see `tie`.
+    """
+
+    steps: int
+    space: tuple[int, int]
+    extra: str = ""
+    class_token: bool = False
+    registers: int = 0
+    tied: bool = False
+
+    @property
+    def prefix(self) -> int:
+        return int(self.class_token) + self.registers
+
+    def seen_by(self, pattern: Pattern) -> "Layout":
+        """The grid that an attention of this pattern gets."""
+        leaves_out = self.tied and pattern.tied_class_token
+        return Layout(self.steps, self.space) if leaves_out else self
+
+    def positions(self) -> Float[np.ndarray, "T S 3"]:
+        """(t, y, x) of every token, 0 for the extra ones."""
+        places = np.meshgrid(*map(np.arange, (self.steps, *self.space)), indexing="ij")
+        table = np.stack(places, axis=-1).reshape(self.steps, -1, 3).astype(np.float32)
+        if self.extra == "ts":
+            table = table.reshape(1, -1, 3)
+        before = (self.prefix, 0)
+        by_axis = {"": ((0, 0), (0, 0)), "t": (before, (0, 0))}
+        return np.pad(table, (*by_axis.get(self.extra, ((0, 0), before)), (0, 0)))
 
 
 class Position(nn.Module):

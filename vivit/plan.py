@@ -6,10 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from vivit.attention import KERNELS, PATTERNS, Demand
-from vivit.attention.reduction import REDUCTIONS
+from vivit.attention.reduction import EXTRA, REDUCTIONS
 from vivit.attention.rotary import rotated_channels
-from vivit.encoder import AttentionFields, Layout
-from vivit.layers import POOLS
+from vivit.encoder import AttentionFields
+from vivit.layers import POOLS, Layout
 from vivit.registry import Registry
 
 # The stages of a family: (depth, temporal_depth, readout) -> mappings with depth, mixers and pool.
@@ -76,6 +76,11 @@ def plan_stages(model: Any) -> list[dict[str, Any]]:
             raise ValueError(
                 f"stage {i} reduces the places of a step and has its class token or registers on "
                 'time; use readout="mean" or reduce in an earlier stage'
+            )
+        if spec["reduce"] and layout.extra == "ts" and not spec["pool"]:
+            raise ValueError(
+                f"stage {i} has its class token or registers on the clip, so it reduces over all "
+                "steps, which then end: give it a pool"
             )
         if reduced and spec["reduce"]:
             raise ValueError(f"stage {i} reduces tokens that {reduced} has reduced already")
@@ -154,6 +159,10 @@ def _stage_specs(model: Any) -> tuple[dict, ...]:
         )
     specs = tuple({"reduce": "", **spec} for spec in specs)
     for spec in specs:
+        if isinstance(spec["mixers"], str):
+            raise ValueError(f"mixers={spec['mixers']!r} must be a list: [{spec['mixers']!r}]")
+        if spec["depth"] and not spec["mixers"]:
+            raise ValueError(f"stage {spec} has layers and no mixers; name one, or set depth=0")
         if spec["pool"]:
             POOLS[spec["pool"]]  # raises for an unknown name
         least = 1 if spec["pool"] == "cls" or spec["mixers"] else 0
@@ -170,10 +179,10 @@ def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int
     for text in spec["mixers"]:
         pattern = PATTERNS[text]
         names.append(pattern.name)
-        for heads in (fields.heads, fields.kv_heads):
+        for what, heads in (("heads", fields.heads), ("kv_heads", fields.kv_heads)):
             if heads % pattern.heads_multiple:
                 raise ValueError(
-                    f"{pattern.name} needs heads in multiples of {pattern.heads_multiple}, "
+                    f"{pattern.name} needs {what} in multiples of {pattern.heads_multiple}, "
                     f"not {heads}"
                 )
         if pattern.parameters(fields.heads, channels, **pattern.options):
@@ -187,15 +196,22 @@ def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int
                     f"stage {stage} mixes by {pattern.name!r}, which needs the places of a step "
                     f"where they were, after {reduced}; use 'joint' or 'space' there"
                 )
+        kernel = KERNELS[fields.kernel]
+        if kernel.over_devices and not pattern.over_devices:
+            raise ValueError(
+                f"kernel {kernel.name!r} can't compute pattern {pattern.name!r}: its sets have one "
+                'query, which can\'t be split over devices; use kernel="chunked"'
+            )
+        merging = reduced and REDUCTIONS[reduced].each_layer
         demand = Demand(
-            channels=channels,
+            channels=channels + (EXTRA if merging else 0),
             dtype=model.dtype,
             bias="bias" in pattern.asks,
             mask="mask" in pattern.asks,
             soft_cap=fields.soft_cap is not None,
             dropout=fields.attention_dropout > 0,
         )
-        KERNELS[fields.kernel].check(demand, pattern=pattern.name)
+        kernel.check(demand, pattern=pattern.name)
     if len(set(names)) < len(names):
         raise ValueError(f"a pattern occurs twice in one block: {spec['mixers']}; use a stage more")
     if reduced:

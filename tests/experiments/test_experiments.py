@@ -3,8 +3,10 @@ import sys
 
 import pytest
 
+import vivit
 from experiments import collect, launch
 from tests.conftest import ROOT
+from vivit.config import read_config
 
 ABLATION = str(ROOT / "configs/ablate_attention.py")
 
@@ -14,10 +16,15 @@ def test_the_ablation_is_family_by_kernel_by_seed():
     assert len({run.name for run in runs}) == 5 * 2 * 3
     assert len(launch.load_sweep(ABLATION, "family")) == 5 * 3
     assert runs[0].overrides["model.family"] == "factorised_encoder"
+    variants = launch.load_sweep(ABLATION, "variant")
+    assert len(variants) == 6 * 3
+    for run in variants:
+        flag = f"--config.model.family={run.overrides['model.family']}"
+        vivit.build(read_config(ABLATION, [flag]).model)
 
 
 def test_an_unknown_sweep_lists_the_known():
-    with pytest.raises(ValueError, match="no sweep 'famly'; it has: family, kernel"):
+    with pytest.raises(ValueError, match="no sweep 'famly'; it has: family, kernel, variant"):
         launch.load_sweep(ABLATION, "famly")
     with pytest.raises(ValueError, match="no config file"):
         launch.load_sweep("nothing.py", "family")

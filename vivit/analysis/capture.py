@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from vivit.attention import KERNELS, PATTERNS
 from vivit.axes import Clips, HeadGrid, KeyGrid, Logits, MixedGrid, ValueGrid
-from vivit.encoder import CAPTURED, Layout, make_attend
+from vivit.encoder import CAPTURED, make_attend
+from vivit.layers import Layout
 from vivit.model import ViViT
 from vivit.plan import plan_stages
 
@@ -70,8 +71,8 @@ class Attention:
     def mix_tokens(self, v: ValueGrid) -> MixedGrid:
         """The same on the grid of the tokens that attend."""
         # Maps want any channels, any lengths and float32, which not every kernel offers.
-        kernel = "dense" if self.kernel == "dense" else "chunked"
-        attend = make_attend(kernel, self.soft_cap)
+        own = self.kernel == "dense" or not KERNELS[self.kernel].softmax
+        attend = make_attend(self.kernel if own else "chunked", self.soft_cap)
         return PATTERNS[self.pattern](self.q, self.k, v, attend, **self.told)
 
     def weights(self, *, chunk: int = 64) -> Float[Array, "B h Tq Sq Tk Sk"]:
@@ -159,11 +160,13 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
     if KERNELS[model.kernel].over_devices:  # equal to dense, but for a mesh, which maps don't need
         model = model.clone(kernel="chunked")
     logits, kept = _apply_capturing(model, params, clips)
-    attentions, pooled, sources = [], [], {}
+    attentions, pooled, sources, source = [], [], {}, None
     for i, stage in enumerate(plan_stages(model)):
         captured, own = kept.get(f"stage_{i}", {}), params.get(f"stage_{i}", {})
         pooled.append(captured.get("pooled"))
-        source = sources[i, -1] = captured.get("reduce", {}).get("source")
+        sources[i, -1] = captured.get("reduce", {}).get("source")
+        # Which places of the clip's grid the tokens come from, until the places are pooled.
+        source = source if sources[i, -1] is None else sources[i, -1]
         for layer in range(stage["depth"]):
             at_layer = _layer(captured, layer)
             for pattern in stage["mixers"]:
@@ -176,7 +179,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
                         pattern=pattern,
                         kernel=model.kernel,
                         soft_cap=model.soft_cap,
-                        source=None if source is None else add_identity(source, stage["layout"]),
+                        source=None if source is None else on_layout(source, kwargs["layout"]),
                         **kwargs,
                     )
                 )
@@ -185,15 +188,16 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
                 source = merged if source is None else jnp.einsum(
                     "BTRS,BTSP->BTRP", merged, source
                 )  # fmt: skip
+        if stage["pool"] and "s" in stage["pool_axes"]:
+            source = None
     sources = {key: value for key, value in sources.items() if value is not None}
     return AttentionMaps(model, logits, tuple(attentions), tuple(pooled), sources)
 
 
 def _told(stage: dict, layer: int, name: str, captured: Any, params: Any) -> dict[str, Any]:
     """What an Attention holds of one attention's activations and parameters."""
-    pattern, layout = PATTERNS[name], stage["layout"]
-    if layout.tied and pattern.tied_class_token:
-        layout = Layout(layout.steps, layout.space)
+    pattern = PATTERNS[name]
+    layout = stage["layout"].seen_by(pattern)
     told = {"space": layout.space, "layer": layer}
     told |= {key: params[key] for key in pattern.needs if key in params}
     if "values" in captured:
@@ -222,6 +226,15 @@ def add_extra(x: Float[Array, "B T S ..."], layout: Layout) -> Float[Array, "B T
     padding = [(0, 0)] * x.ndim
     padding[1 if layout.extra == "t" else 2] = (layout.prefix, 0)
     return jnp.pad(x, padding)
+
+
+def on_layout(source: Float[Array, "B T R S"], layout: Layout) -> Float[Array, "B T2 R2 S2"]:
+    """A reduction's matrix on a grid of that layout."""
+    b, t, r, s = source.shape
+    if layout.extra == "ts" and t > 1:  # one step: each step's tokens come from its own places
+        by_step = jnp.einsum("BTRS,TU->BTRUS", source, jnp.eye(t))
+        source = by_step.reshape(b, 1, t * r, t * s)
+    return add_identity(source, layout)
 
 
 def add_identity(source: Float[Array, "B T R S"], layout: Layout) -> Float[Array, "B T R2 S2"]:

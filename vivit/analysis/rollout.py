@@ -53,7 +53,9 @@ def _through_stage(
                 values = _pass_on(attention, values, stage, residual=residual)
         if (i, layer) in maps.sources:
             source = add_identity(maps.sources[i, layer], layout)
-            values, sizes = jnp.einsum("BTRS,BTS->BTR", source, values), add_sizes(source, sizes)
+            values = jnp.einsum("BTRS,BTS->BTR", source, values)
+            merged = layer >= 0  # only then does a mean count tokens by their places
+            sizes = add_sizes(source, sizes) if merged else jnp.ones(values.shape)
     if stage["pool"] != "cls":
         values, sizes = (_without_extra(x, stage) for x in (values, sizes))
     return _pool(values, sizes, maps.pooled[i], stage)

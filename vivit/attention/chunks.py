@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt32
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, UInt32
 
 from vivit.attention.dropout import WeightDropout, dropout_factors
 
@@ -17,8 +18,7 @@ from vivit.attention.dropout import WeightDropout, dropout_factors
 # fits the tiles of accelerators.
 CHUNK = 512
 
-Tokens = Float[Array, "z g n k"]
-Pairs = Float[Array, "#z #g #n m"] | Bool[Array, "#z #g #n m"]
+KEPT = "attention"  # the name of what `remat="attention"` keeps
 
 
 class Blocks(NamedTuple):
@@ -221,6 +221,9 @@ def _forward(q, k, v, bias, mask, words, blocks):
 
     empty = (jnp.zeros((z, g, n, c), blocks.dtype), jnp.zeros((z, g, n, 1)))
     out, log_sum = _loop(n // blocks.rows, rows, empty)
+    # Named, so that rematerialisation can keep them: with them the backward pass needs no second
+    # forward pass of the attention.
+    out, log_sum = checkpoint_name(out, KEPT), checkpoint_name(log_sum, KEPT)
     return (out, log_sum), (q, k, v, bias, mask, words, out, log_sum)
 
 
@@ -239,7 +242,8 @@ def _backward(blocks, saved, cotangents):
 def gradients(q, k, v, bias, mask, words, d_out, log_sum, row_sum, blocks: Blocks):
     """Gradients of queries, keys, values and bias, float32, given each row's log-sum-exp.
 
-    A padded query has d_out = 0 and row_sum = 0, so it adds nothing to any of them.
+    A padded query has d_out = 0 and row_sum = 0, so it adds nothing to any of them where its
+    weights are finite: its log-sum-exp is that of its scores, or infinite.
     """
     scale = q.shape[-1] ** -0.5
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)

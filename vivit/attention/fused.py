@@ -51,10 +51,12 @@ def _why_not_cudnn(demand) -> str:
 
 def by_cudnn(q, k, v, *, implementation: str):
     """implementation: as in jax.nn.dot_product_attention; "xla" checks this on any machine."""
-    *sets, n, h, _ = q.shape
+    *sets, n, h, channels = q.shape
+    values = v.shape[-1]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, channels - values)))  # it wants them equal
     out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    return out.reshape(*sets, n, h, v.shape[-1])
+    return out[..., :values].reshape(*sets, n, h, values)
 
 
 def _why_not_splash(demand) -> str:

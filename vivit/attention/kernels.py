@@ -53,12 +53,14 @@ class Kernel:
     attend: (q, k, v, *, bias, mask, soft_cap, dropout) -> what the queries get.
     why_not: demand -> why it can't be met here, or "" where it can.
     over_devices: whether it splits sets over the devices of a mesh, and runs only within one.
+    softmax: whether it equals `dense`, so that another such kernel may stand in for it.
     """
 
     name: str
     attend: Callable[..., Mixed]
     why_not: Callable[[Demand], str]
     over_devices: bool = False
+    softmax: bool = True
 
     def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
         return self.attend(q, k, v, **options)
@@ -80,11 +82,12 @@ def kernel(
     *,
     why_not: Callable[[Demand], str] = lambda demand: "",
     over_devices: bool = False,
+    softmax: bool = True,
 ):
     """Registers the decorated function as a kernel; any config may then name it."""
 
     def register(attend):
-        KERNELS.add(name, Kernel(name, attend, why_not, over_devices))
+        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax))
         return attend
 
     return register
@@ -190,8 +193,7 @@ def auto(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     given = {name for name, value in options.items() if value is not None}
     demand = Demand(q.shape[-1], str(q.dtype), **{name: True for name in given})
     n, m = q.shape[-3], k.shape[-3]
-    same_channels = q.shape[-1] == v.shape[-1]  # analysis passes values of its own
-    if not why_not_fused(demand) and same_channels:
+    if not why_not_fused(demand) and v.shape[-1] <= q.shape[-1]:
         name = "fused"
     else:
         name = "dense" if n * m <= DENSE_UP_TO else "chunked"

@@ -44,6 +44,7 @@ class Pattern:
         gets them as keyword-only arguments.
     projections: dense layers after the attention. tied_class_token: it leaves out a class token
         that the clip's steps share, which the other patterns of its block mix.
+    over_devices: whether its sets can be split over devices at all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Pattern:
     parameters: Callable[..., Mapping[str, tuple]] = lambda heads, channels, **options: {}
     projections: int = 1
     tied_class_token: bool = False
+    over_devices: bool = True
     options: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(
@@ -274,7 +276,7 @@ def dilated_time(
 ) -> MixedGrid:
     """Tokens of one place meet if their steps are a multiple of `stride` apart: S·T²/stride scores.
 
-    The strided pattern of Sparse Transformers (1904.10509), section 4.2, along time.
+    The strided pattern of Sparse Transformers (1904.10509), section 4.3, along time.
 
     Q of `dilated_time(2)` sees #:
 
@@ -332,6 +334,7 @@ def _trajectory_parameters(heads: int, channels: int) -> dict[str, tuple]:
     "trajectory",
     scores=lambda t, y, x: (t * y * x) ** 2 + t * y * x * t,
     parameters=_trajectory_parameters,
+    over_devices=False,
 )
 def trajectory(
     q: HeadGrid,

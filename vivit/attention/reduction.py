@@ -80,8 +80,9 @@ REDUCTIONS.add(
 def random_dropping(key: Array, shape: tuple[int, int, int], *, tokens: int) -> Source:
     """A random `tokens` of every step's places, in their order; shape is [B, T, S].
 
-    PatchDropout (2208.07220), section 3.1, and the baseline that most selectors of video tokens
-    don't beat (2411.13626).
+    PatchDropout (2208.07220), but in evaluation too, where the places are the same for all clips
+    and steps' places drawn once; the baseline that most selectors of video tokens don't beat
+    (2411.13626).
     """
     order = jnp.argsort(jax.random.uniform(key, shape), axis=-1)
     kept = jnp.sort(order[..., :tokens], axis=-1)

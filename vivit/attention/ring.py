@@ -26,7 +26,9 @@ from vivit.attention.chunks import (
 SEQUENCE = "sequence"
 
 
-def attend_in_ring(q, k, v, *, bias=None, mask=None, soft_cap=None, dropout=None):
+def attend_in_ring(
+    q, k, v, *, bias=None, mask=None, soft_cap=None, dropout=None, chunk: int = CHUNK
+):
     """`vivit.attention.kernels.ring`."""
     size = _ring_size("ring", q, k, dropout)
     spec = partial(_spec, tokens=-3)
@@ -36,7 +38,7 @@ def attend_in_ring(q, k, v, *, bias=None, mask=None, soft_cap=None, dropout=None
         q, k, v, extras, restore = fold(
             q, k, v, bias=bias, mask=mask, dropout=None, m=k.shape[-3] * size
         )
-        blocks = cut(q, k, soft_cap=soft_cap, dtype=jnp.float32)
+        blocks = cut(q, k, chunk=chunk, soft_cap=soft_cap, dtype=jnp.float32)
         out = _ring(q, k, v, extras.bias, extras.mask, blocks, size)
         return restore(out.astype(v.dtype))
 
@@ -175,7 +177,9 @@ def _ring_backward(blocks, size, saved, d_out):
     q, k, v, bias, mask, out, log_sum = saved
     row_sum = (d_out * out).sum(axis=-1, keepdims=True)
     more_rows = [(0, 0), (0, 0), (0, -blocks.n % blocks.rows), (0, 0)]
-    rows = [jnp.pad(x, more_rows) for x in (d_out.astype(v.dtype), log_sum, row_sum)]
+    d_out, row_sum = (jnp.pad(x, more_rows) for x in (d_out.astype(v.dtype), row_sum))
+    # Padded queries weigh nothing, whatever a bias makes of their scores.
+    rows = (d_out, jnp.pad(log_sum, more_rows, constant_values=jnp.inf), row_sum)
 
     def step(carry, number):
         d_q, d_bias, k, v, d_k, d_v = carry
