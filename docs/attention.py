@@ -133,7 +133,7 @@ def main() -> None:
         (DOCS / "patterns" / f"{name}.svg").write_text(draw(name))
     page = DOCS / "attention.md"
     text = fill(page.read_text(), "patterns", pattern_table())
-    for suite in ("lengths", "models", "compile"):
+    for suite in ("lengths", "compile"):
         text = fill(text, suite, (DOCS / "benchmark" / f"{suite}.md").read_text().strip())
     machine = json.loads((DOCS / "benchmark" / "patterns.json").read_text())
     said = ", ".join(f"{key} {value}" for key, value in machine["machine"].items())

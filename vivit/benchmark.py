@@ -71,11 +71,12 @@ def every_pattern() -> Iterator[Case]:
 
 @SUITES.register("lengths")
 def joint_lengths() -> Iterator[Case]:
-    """Joint attention over 3,136, 12,544 and 50,176 tokens. Where the memory of the machine does
-    not do, a case is compiled and not run."""
+    """Joint attention over 3,136, 12,544 and 50,176 tokens. The longest is compiled and not run: it
+    takes minutes on a CPU. So is what needs more memory than the machine has."""
     for grid in GRIDS:
         for kernel in ("dense", "chunked"):
-            yield attention_case("joint", kernel, grid)
+            case = attention_case("joint", kernel, grid)
+            yield case if grid != GRIDS[-1] else {**case, "run": False}
 
 
 @SUITES.register("models")

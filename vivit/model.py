@@ -64,7 +64,8 @@ class ViViT(nn.Module):
     activation: of the MLPs, "gelu_tanh" (ViViT's) or "gelu" (exact, TimeSformer's).
     attention_dropout: of attention weights. dropout: of tokens and in the MLPs.
     drop_path: the last layer's rate; it grows linearly from 0 through all the layers.
-    scan: one compiled block for all layers of a stage. remat: a name of REMAT.
+    scan: one compiled block for all layers of a stage. remat: a name of REMAT:
+        "full", "dots" (keeps matrix products), "attention" (keeps what chunked attention needs).
     """
 
     clip: tuple[int, int, int]

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -109,9 +110,13 @@ def window(
 
 def _relative(table: Float[Array, "h _ _ _"], size: Extent) -> Float[Array, "h n n"]:
     """The bias of every pair of places of a window, by their distance along each axis."""
-    places = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")).reshape(3, -1)
-    apart = places[:, :, None] - places[:, None, :] + np.array(size)[:, None, None] - 1
-    return table[:, apart[0], apart[1], apart[2]]
+    for axis, n in zip((1, 3, 5), size, strict=True):
+        # Slices, not a gather: on CPUs a gather's gradient takes longer than the attention.
+        table = jnp.flip(table, axis)
+        rows = [jax.lax.slice_in_dim(table, n - 1 - i, 2 * n - 1 - i, axis=axis) for i in range(n)]
+        table = jnp.stack(rows, axis=axis)  # [..., i, j, ...] at the distance i - j
+    n = int(np.prod(size))
+    return rearrange(table, "h T t Y y X x -> h (T Y X) (t y x)").reshape(-1, n, n)
 
 
 def _window_mask(grid: Extent, size: Extent, shift: list) -> Bool[Array, "windows 1 n n"]:
@@ -207,10 +212,9 @@ class Tiles:
 def _gather(x: Volume, tiles: list[Tiles]) -> Float[Array, "B tiles m h k"]:
     """The keys of every tile."""
     for place, along in zip((3, 2, 1), reversed(tiles), strict=True):
-        if along.count > 1:
-            x = x.take(along.keys, axis=place)
-        else:
-            x = jnp.expand_dims(x, place)
+        firsts, stretch = along.keys[:, 0].tolist(), along.keys.shape[1]
+        parts = [jax.lax.slice_in_dim(x, i, i + stretch, axis=place) for i in firsts]
+        x = jnp.stack(parts, axis=place)
     return rearrange(x, "B T t Y y X x h k -> B (T Y X) (t y x) h k")
 
 
