@@ -50,7 +50,7 @@ WHEN = {
     "strided_time": "Many steps: all queries, fewer keys.",
     "trajectory": "Motion that leaves its place: tokens follow what they match; the dearest.",
     "window": "Large grids at linear cost, shifted every other layer; Video Swin's bias.",
-    "neighbourhood": "Large grids at linear cost without window edges; twice a window's time here.",
+    "neighbourhood": "Large grids at linear cost, without the edges of windows.",
     "local": "First half of TimeSformer's local-global pair.",
     "strided_global": "Second half of the pair: the whole clip at an eighth of joint's scores.",
 }

@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import importlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,12 @@ def parse(
             parser.error(f"{rest[0]} needs --config=FILE")
         return arguments, None
     return arguments, read_config(arguments.config, rest)
+
+
+def show_log() -> None:
+    """Shows on standard error what vivit logs, such as what "auto" chose. For command lines."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vivit").setLevel(logging.INFO)
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:

@@ -14,7 +14,7 @@ import numpy as np
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import read_workdir, write_atomically
+from vivit.config import read_workdir, show_log, write_atomically
 from vivit.data.pipeline import Batch, eval_batches
 from vivit.data.sources import Split, open_split
 from vivit.objective import means
@@ -160,6 +160,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
+    show_log()
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     path = evaluate(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)

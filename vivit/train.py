@@ -23,7 +23,7 @@ from tqdm import tqdm
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import claim_workdir, import_modules, locked, parse, write_atomically
+from vivit.config import claim_workdir, import_modules, locked, parse, show_log, write_atomically
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.data.pipeline import train_batches
 from vivit.data.sources import open_split
@@ -249,6 +249,7 @@ def stop_signals() -> Iterator[_Stop]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.train", description=__doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
+    show_log()
     arguments, config = parse(parser, argv)
     if config is None:
         parser.error("--config=FILE is needed: configs/moving_digits.py, for one")

@@ -28,7 +28,7 @@ from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
 from vivit.attention import PATTERNS
-from vivit.config import write_atomically
+from vivit.config import show_log, write_atomically
 from vivit.evaluate import add_run_arguments, evaluate, evaluation_path
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
@@ -257,6 +257,7 @@ def _page(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.analysis.report", description=__doc__)
+    show_log()
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     path = write_report(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
