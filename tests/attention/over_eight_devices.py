@@ -4,7 +4,6 @@ JAX_NUM_CPU_DEVICES=8 python -m tests.attention.over_eight_devices
 """
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ def over(mesh, kernel, **fixed):
 
     def attend(q, k, v, **options):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return KERNELS[kernel](q, k, v, **fixed, **options)
+            return KERNELS[kernel].attend(q, k, v, **fixed, **options)
 
     return attend
 
@@ -79,7 +78,7 @@ def main():
             rounded[kernel] = bfloat16_errors(over(mesh, kernel), exact)
     memory = {}
     for name, attend in (
-        ("one device", partial(KERNELS["chunked"], chunk=64)),
+        ("one device", KERNELS["chunked(64)"]),
         ("ring", over(mesh, "ring", chunk=64)),
     ):
         loss = lambda q, k, v, attend=attend: (attend(q, k, v) ** 2).sum()

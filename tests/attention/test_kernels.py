@@ -254,6 +254,16 @@ def test_kernels_over_devices_say_that_they_need_some(kernel):
     assert "no dropout" in KERNELS[kernel].why_not(Demand(8, "float32", dropout=True))
 
 
+def test_blocks_may_be_given_in_the_name():
+    kernel = KERNELS["chunked(3)"]
+    assert kernel.settings == {"chunk": 3}
+    assert_equal(kernel, draw(7, 8))
+    with pytest.raises(ValueError, match=r"written like chunked\(chunk=512\)"):
+        KERNELS["chunked(size=3)"]
+    with pytest.raises(ValueError, match=r"written like dense\(\)"):
+        KERNELS["dense(3)"]
+
+
 def test_auto_logs_what_it_chose_once(caplog):
     q, k, v, _ = draw(6, 11)
     with caplog.at_level("INFO", logger="vivit.attention.kernels"):

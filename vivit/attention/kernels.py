@@ -5,8 +5,8 @@ and sums are float32 whatever the inputs are; the result has the dtype of the va
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vivit.attention.chunks import attend_in_chunks
+from vivit.attention.chunks import CHUNK, attend_in_chunks
 from vivit.attention.dropout import WeightDropout, dropout_factors
 from vivit.attention.fused import attend_fused, why_not_fused
 from vivit.attention.ring import attend_by_all_to_all, attend_in_ring
-from vivit.registry import Registry
+from vivit.registry import Registry, read_options
 
 Queries: TypeAlias = Float[Array, "*sets n h k"]
 Keys: TypeAlias = Float[Array, "*sets m g k"]  # h is a multiple of g, the heads of keys and values
@@ -54,6 +54,7 @@ class Kernel:
     why_not: demand -> why it can't be met here, or "" where it can.
     over_devices: whether it splits sets over the devices of a mesh, and runs only within one.
     softmax: whether it equals `dense`, so that another such kernel may stand in for it.
+    settings: keyword arguments that a config may give in its name, with their defaults.
     """
 
     name: str
@@ -61,9 +62,10 @@ class Kernel:
     why_not: Callable[[Demand], str]
     over_devices: bool = False
     softmax: bool = True
+    settings: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-        return self.attend(q, k, v, **options)
+        return self.attend(q, k, v, **self.settings, **options)
 
     def check(self, demand: Demand, *, pattern: str) -> None:
         reason = self.why_not(demand)
@@ -74,7 +76,17 @@ class Kernel:
             )
 
 
-KERNELS: Registry[Kernel] = Registry("attention kernel")
+class Kernels(Registry[Kernel]):
+    """Kernels by name; `kernels["chunked(256)"]` has its settings given."""
+
+    def __getitem__(self, name: str) -> Kernel:
+        base, _, rest = name.partition("(")
+        found = super().__getitem__(base.strip())
+        given = read_options(f"kernel {found.name!r}", name, found.settings) if rest else {}
+        return replace(found, settings={**found.settings, **given}) if given else found
+
+
+KERNELS = Kernels("attention kernel")
 
 
 def kernel(
@@ -83,11 +95,12 @@ def kernel(
     why_not: Callable[[Demand], str] = lambda demand: "",
     over_devices: bool = False,
     softmax: bool = True,
+    **settings: int,
 ):
     """Registers the decorated function as a kernel; any config may then name it."""
 
     def register(attend):
-        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax))
+        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax, settings))
         return attend
 
     return register
@@ -138,14 +151,14 @@ def dense(
     return jnp.einsum("...hnm,...mhc->...nhc", weights.astype(v.dtype), v)
 
 
-@kernel("chunked")
+@kernel("chunked", chunk=CHUNK)
 def chunked(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     """Equal to `dense`, but holds only a block of scores of every head, forward and backward.
 
     Online softmax over blocks of keys (Rabe & Staats, 2112.05682, section 3); the backward pass
     keeps only the log-sum-exp of each row and recomputes the scores (FlashAttention, 2205.14135,
-    appendix B.2). Options are those of `dense`, and `chunk`: the longest block. A set no longer
-    than that is one block.
+    appendix B.2). Options are those of `dense`, and `chunk`: the longest block, in a config
+    "chunked(256)". Blocks are equal, and a set no longer than that is one.
     """
     return attend_in_chunks(q, k, v, **options)
 
@@ -160,7 +173,7 @@ def _ring_why_not(demand: Demand) -> str:
     return "it has no dropout of attention weights" if demand.dropout else ""
 
 
-@kernel("ring", why_not=_ring_why_not, over_devices=True)
+@kernel("ring", why_not=_ring_why_not, over_devices=True, chunk=CHUNK)
 def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     """Exact over tokens that are split over devices: keys and values go around the ring.
 
@@ -170,7 +183,7 @@ def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     return attend_in_ring(q, k, v, **options)
 
 
-@kernel("ulysses", why_not=_ring_why_not, over_devices=True)
+@kernel("ulysses", why_not=_ring_why_not, over_devices=True, chunk=CHUNK)
 def ulysses(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
     """Exact over tokens that are split over devices: heads are split instead, while they attend.
 
