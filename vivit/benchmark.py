@@ -24,12 +24,10 @@ import numpy as np
 
 import vivit
 from vivit.attention import KERNELS, PATTERNS
-from vivit.config import write_atomically
+from vivit.config import run_command, write_atomically
 from vivit.cost import count_multiply_adds, count_products
-from vivit.describe import OPTIMIZER
-from vivit.optim import make_optimizer
+from vivit.describe import train_step
 from vivit.registry import Registry
-from vivit.step import make_init, make_train_step
 
 # Matrix products a second in bfloat16, dense, of one chip, in TFLOP/s; from the makers' data
 # sheets. A device that is not here has no MFU.
@@ -188,15 +186,14 @@ def _attention(case: Case) -> tuple[Callable, tuple, dict]:
         name: jax.ShapeDtypeStruct(shape, jnp.float32)
         for name, (shape, _) in pattern.parameters(heads, channels, **pattern.options).items()
     }
-    kernel = KERNELS[case["kernel"]]
 
-    def loss(q, k, v, parameters):
-        out = pattern(q, k, v, kernel, space=(y, x), layer=1, **parameters)
+    def forward(q, k, v, parameters, kernel=KERNELS["dense"]):
+        return pattern(q, k, v, kernel, space=(y, x), layer=1, **parameters)
+
+    def loss(*arguments):
+        out = forward(*arguments, kernel=KERNELS[case["kernel"]])
         return (out.astype(jnp.float32) ** 2).sum()
 
-    forward = lambda q, k, v, parameters: pattern(
-        q, k, v, KERNELS["dense"], space=(y, x), layer=1, **parameters
-    )
     products = count_products(forward, grid, grid, grid, parameters)
     work = {"multiply_adds": products, "passes": 3, "make": _random}
     return jax.grad(loss, argnums=(0, 1, 2, 3)), (grid, grid, grid, parameters), work
@@ -211,20 +208,12 @@ def _random(shapes: Any) -> Any:
 def _model(case: Case) -> tuple[Callable, tuple, dict]:
     """A forward pass, or a training step with AdamW, of a batch of clips."""
     model = vivit.build(case["model"])
-    update, _ = make_optimizer(steps=1, **OPTIMIZER)
-    init = make_init(model, update, average_decay=None)
+    init, step, batch = train_step(model, batch=case["batch"])
     state = jax.eval_shape(init, 0)
-    b = case["batch"]
-    batch = {
-        "clips": jax.ShapeDtypeStruct((b, *model.clip, 3), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
-    }
     real = lambda: jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), batch)
     made = lambda: jax.jit(init, static_argnums=0)(0)
-    work = {"multiply_adds": b * count_multiply_adds(model)}
+    work = {"multiply_adds": case["batch"] * count_multiply_adds(model)}
     if case["mode"] == "train":
-        step = make_train_step(model, update, label_smoothing=0.0, average_decay=None)
         work |= {"passes": 3, "donated": (0,), "make": lambda _: (made(), real())}
         return step, (state, batch), work
     forward = lambda params, clips: model.apply({"params": params}, clips)
@@ -341,7 +330,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

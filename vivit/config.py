@@ -6,8 +6,9 @@ import importlib
 import json
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def parse(
             parser.error(f"{rest[0]} needs --config=FILE")
         return arguments, None
     return arguments, read_config(arguments.config, rest)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command line; a user's mistake is one line on standard error, and exit 1."""
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def show_log() -> None:

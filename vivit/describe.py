@@ -5,14 +5,14 @@ Tokens, parameters, multiply-adds of a forward pass and the peak memory of a tra
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import vivit
-from vivit.config import import_modules, parse
+from vivit.config import import_modules, parse, run_command
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.model import SIZES, ViViT
 from vivit.optim import make_optimizer
@@ -66,6 +66,15 @@ def describe(
 
 def compile_train_step(model: ViViT, *, batch: int, optimizer: dict[str, Any] | None = None) -> Any:
     """The compiled training step, AdamW unless given, with a donated state; nothing is run."""
+    init, step, shapes = train_step(model, batch=batch, optimizer=optimizer)
+    state = jax.eval_shape(init, 0)
+    return jax.jit(step, donate_argnums=0).lower(state, shapes).compile()
+
+
+def train_step(
+    model: ViViT, *, batch: int, optimizer: dict[str, Any] | None = None
+) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
+    """seed -> state, the pure training step, and the shapes of a batch of `batch` clips."""
     update, _ = make_optimizer(steps=1, **{**(optimizer or OPTIMIZER), "warmup_steps": 0})
     init = make_init(model, update, average_decay=None)
     step = make_train_step(model, update, label_smoothing=0.0, average_decay=None)
@@ -74,8 +83,7 @@ def compile_train_step(model: ViViT, *, batch: int, optimizer: dict[str, Any] | 
         "labels": jax.ShapeDtypeStruct((batch,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    state = jax.eval_shape(init, 0)
-    return jax.jit(step, donate_argnums=0).lower(state, shapes).compile()
+    return init, step, shapes
 
 
 def xla_multiply_adds(model: ViViT) -> int:
@@ -145,7 +153,4 @@ def _clip(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -187,27 +187,23 @@ class Block(nn.Module):
         x, sizes = carry
         fraction, layer = at
 
-        def residual(name, branch):
-            norm = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name=f"norm_{name}")
-            y = Dropout(self.dropout)(branch(norm(x)))
+        def norm(x, name):
+            return nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name=f"norm_{name}")(x)
+
+        def add(x, y, name):
+            y = Dropout(self.dropout)(y)
             return x + DropPath(self.drop_path, name=f"drop_path_{name}")(y, fraction)
 
-        keys = []
         for mixer in self.mixers:
             name = PATTERNS[mixer].name
             layout = self.layout.seen_by(PATTERNS[mixer])
             attention = SelfAttention(mixer, self.fields, layout, name=f"attention_{name}")
-
-            def attend(x, attention=attention, mixer=mixer):
-                out, tokens = self._attend(attention, mixer, x, layer, sizes)
-                keys.append(tokens)
-                return out
-
-            x = residual(name, attend)
+            attended = self._attend(attention, mixer, norm(x, name), layer, sizes)
+            x = add(x, attended.out, name)
         if self.merge:
-            x, sizes = self._merge(x, keys[-1], sizes)
+            x, sizes = self._merge(x, attended.keys, sizes)
         mlp = Mlp(self.mlp_dim, self.activation, self.dropout, self.fields.dtype, name="mlp")
-        return Carry(residual("mlp", mlp), sizes), None
+        return Carry(add(x, mlp(norm(x, "mlp")), "mlp"), sizes), None
 
     def _attend(self, attention, mixer, x, layer, sizes) -> Attended:
         prefix = self.layout.prefix
@@ -314,7 +310,7 @@ class Stage(nn.Module):
         if self.pool and self.depth:
             x = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name="norm")(x)
         if self.pool != "cls":
-            x = self._without_extra(x)
+            x = self.layout.without_extra(x, by_step=not self.reduce)
         if self.pool:
             _sow(self, pooled=x)
             if self.pool == "mean" and sizes is not None:
@@ -357,15 +353,6 @@ class Stage(nn.Module):
             return jnp.concatenate([tokens, x], axis=1)
         tokens = jnp.broadcast_to(tokens, (b, t, layout.prefix, d))
         return jnp.concatenate([tokens, x], axis=2)
-
-    def _without_extra(self, x: Grid) -> NewGrid:
-        layout = self.layout
-        if layout.extra == "t":
-            return x[:, layout.prefix :]
-        x = x[:, :, layout.prefix :]
-        if layout.extra == "ts" and not self.reduce:
-            x = x.reshape(x.shape[0], layout.steps, -1, x.shape[-1])
-        return x
 
     def _blocks(self, carry: Carry, merge: int) -> Carry:
         names = ("mixers", "fields", "layout", "mlp_dim", "activation", "drop_path", "dropout")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import read_workdir, show_log, write_atomically
+from vivit.config import read_workdir, run_command, show_log, write_atomically
 from vivit.data.pipeline import Batch, eval_batches
 from vivit.data.sources import Split, open_split
 from vivit.objective import means
@@ -178,7 +177,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

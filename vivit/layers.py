@@ -196,6 +196,23 @@ class Layout:
         leaves_out = self.tied and pattern.tied_class_token
         return Layout(self.steps, self.space) if leaves_out else self
 
+    def without_extra(
+        self, x: Array, *, axes: tuple[int, int] = (1, 2), by_step: bool = True
+    ) -> Array:
+        """An array whose `axes` are this grid, on the clip's own.
+
+        by_step: give a grid that the extra tokens made one step its steps back.
+        """
+        t_axis, s_axis = axes
+        if not self.extra:
+            return x
+        axis = t_axis if self.extra == "t" else s_axis
+        x = jax.lax.slice_in_dim(x, self.prefix, None, axis=axis)
+        if self.extra == "ts" and by_step:
+            x = jnp.squeeze(x, axis=t_axis)
+            x = x.reshape(*x.shape[:t_axis], self.steps, -1, *x.shape[t_axis + 1 :])
+        return x
+
     def positions(self) -> Float[np.ndarray, "T S 3"]:
         """(t, y, x) of every token, 0 for the extra ones."""
         places = np.meshgrid(*map(np.arange, (self.steps, *self.space)), indexing="ij")

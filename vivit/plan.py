@@ -175,6 +175,8 @@ def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int
     """ValueError where a pattern can't work on this stage's grid, with these switches or under
     this kernel."""
     channels = model.width // model.heads
+    kernel = KERNELS[fields.kernel]
+    merging = reduced and REDUCTIONS[reduced].each_layer
     names = []
     for text in spec["mixers"]:
         pattern = PATTERNS[text]
@@ -185,24 +187,21 @@ def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int
                     f"{pattern.name} needs {what} in multiples of {pattern.heads_multiple}, "
                     f"not {heads}"
                 )
-        if pattern.parameters(fields.heads, channels, **pattern.options):
-            if "values" in pattern.needs and fields.kv_heads != fields.heads:
-                raise ValueError(f"{pattern.name} takes no kv_heads; leave it unset")
+        if "values" in pattern.needs and fields.kv_heads != fields.heads:
+            raise ValueError(f"{pattern.name} takes no kv_heads; leave it unset")
         pattern.check(*grid, **pattern.options)
         if reduced:
-            follows = pattern.axes == "t" or pattern.name == "split_heads"
+            follows = pattern.axes == "t" or pattern.follows_places
             if "space" in pattern.needs or (follows and not REDUCTIONS[reduced].slots):
                 raise ValueError(
                     f"stage {stage} mixes by {pattern.name!r}, which needs the places of a step "
                     f"where they were, after {reduced}; use 'joint' or 'space' there"
                 )
-        kernel = KERNELS[fields.kernel]
         if kernel.over_devices and not pattern.over_devices:
             raise ValueError(
                 f"kernel {kernel.name!r} can't compute pattern {pattern.name!r}: its sets have one "
                 'query, which can\'t be split over devices; use kernel="chunked"'
             )
-        merging = reduced and REDUCTIONS[reduced].each_layer
         demand = Demand(
             channels=channels + (EXTRA if merging else 0),
             dtype=model.dtype,

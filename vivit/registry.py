@@ -2,7 +2,8 @@
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -44,14 +45,37 @@ class Registry(Generic[Item]):
         return len(self._items)
 
 
+class OptionRegistry(Registry[Item]):
+    """A registry whose items have options: table["window(4, 7, 7)"] is `window` with its options
+    set, in the item's field of that name."""
+
+    def __init__(self, kind: str, *, field: str = "options") -> None:
+        super().__init__(kind)
+        self.field = field
+
+    def __getitem__(self, name: str) -> Item:
+        item: Any = super().__getitem__(_base(name))
+        if "(" not in name:
+            return item
+        defaults = getattr(item, self.field)
+        what = f"{self.kind.split()[-1]} {item.name!r}"
+        return replace(item, **{self.field: {**defaults, **read_options(what, name, defaults)}})
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(_base(str(name)))
+
+
+def _base(name: str) -> str:
+    return name.partition("(")[0].strip()
+
+
 def read_options(what: str, text: str, defaults: Mapping[str, int]) -> dict[str, int]:
     """The options of a name as a config writes it: "window(4, rows=5)" -> {steps: 4, rows: 5}.
 
     Options are integers of at least 1, named as in `defaults` and in its order where they have no
     name. ValueError shows how `what` is written.
     """
-    name = text.partition("(")[0].strip()
-    usage = f"{name}({', '.join(f'{option}={value}' for option, value in defaults.items())})"
+    usage = f"{_base(text)}({', '.join(f'{option}={value}' for option, value in defaults.items())})"
     try:
         call = ast.parse(text.strip(), mode="eval").body
         positional = [ast.literal_eval(argument) for argument in call.args]

@@ -23,7 +23,15 @@ from tqdm import tqdm
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import claim_workdir, import_modules, locked, parse, show_log, write_atomically
+from vivit.config import (
+    claim_workdir,
+    import_modules,
+    locked,
+    parse,
+    run_command,
+    show_log,
+    write_atomically,
+)
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.data.pipeline import train_batches
 from vivit.data.sources import open_split
@@ -259,7 +267,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -90,8 +90,8 @@ class Attention:
             parts.append(self.mix(jnp.broadcast_to(marks, (b, t, s, g, len(keys)))))
         maps = jnp.concatenate(parts, axis=-1)  # [B, T, S, h, T*S], with extra tokens
         maps = jnp.moveaxis(maps, 3, 1).reshape(b, -1, t, s, t, s)
-        maps = self.without_extra(maps, (2, 3))
-        return self.without_extra(maps, (4, 5))
+        maps = self.layout.without_extra(maps, axes=(2, 3))
+        return self.layout.without_extra(maps, axes=(4, 5))
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
         """Weight from step to step: summed over the keys' places, averaged over the queries'.
@@ -100,25 +100,12 @@ class Attention:
         """
         b, t, s, g = self.shape
         ones = jnp.ones((b, t, s, g, 1))
-        plain = self.without_extra(ones, (1, 2))  # fixes the clip's own T and S
+        plain = self.layout.without_extra(ones)  # fixes the clip's own T and S
         steps, places = plain.shape[1:3]
         marks = jnp.broadcast_to(jnp.eye(steps)[None, :, None, None], (b, steps, places, g, steps))
         sent = self.mix(add_extra(marks, self.layout))  # [B, T, S, h, Tk]
-        sent = self.without_extra(sent, (1, 2)).mean(axis=2)
+        sent = self.layout.without_extra(sent).mean(axis=2)
         return jnp.moveaxis(sent, 2, 1)
-
-    def without_extra(self, x: Array, axes: tuple[int, int]) -> Array:
-        """An array whose `axes` are this attention's grid, on the clip's T x S grid."""
-        t_axis, s_axis = axes
-        extra, prefix = self.layout.extra, self.layout.prefix
-        if extra:
-            axis = t_axis if extra == "t" else s_axis
-            x = jax.lax.slice_in_dim(x, prefix, None, axis=axis)
-        if extra == "ts":
-            x = jnp.squeeze(x, axis=t_axis)
-            shape = (*x.shape[:t_axis], self.layout.steps, -1, *x.shape[t_axis + 1 :])
-            return x.reshape(shape)
-        return x
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
 from vivit.attention import PATTERNS
-from vivit.config import show_log, write_atomically
+from vivit.config import run_command, show_log, write_atomically
 from vivit.evaluate import add_run_arguments, evaluate, evaluation_path
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
@@ -265,7 +264,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

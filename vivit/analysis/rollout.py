@@ -57,7 +57,8 @@ def _through_stage(
             merged = layer >= 0  # only then does a mean count tokens by their places
             sizes = add_sizes(source, sizes) if merged else jnp.ones(values.shape)
     if stage["pool"] != "cls":
-        values, sizes = (_without_extra(x, stage) for x in (values, sizes))
+        take = partial(layout.without_extra, by_step=not stage["reduce"])
+        values, sizes = take(values), take(sizes)
     return _pool(values, sizes, maps.pooled[i], stage)
 
 
@@ -74,16 +75,6 @@ def _pass_on(attention: Attention, values: Scalars, stage: dict, *, residual: fl
 def _mixed(attention: Attention, values: Scalars, *, residual: float) -> Scalars:
     v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
     return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))
-
-
-def _without_extra(values: Scalars, stage: dict) -> Float[Array, "B T2 S2"]:
-    layout = stage["layout"]
-    if layout.extra == "t":
-        return values[:, layout.prefix :]
-    values = values[:, :, layout.prefix :]
-    if layout.extra == "ts" and not stage["reduce"]:
-        values = values.reshape(values.shape[0], layout.steps, -1)
-    return values
 
 
 def _pool(

@@ -4,13 +4,14 @@ Inside, heads stand before tokens: [z, g, n, k], where z counts the sets and g t
 keys. Queries that share a key head are further rows of its set.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, UInt32
 
 from vivit.attention.dropout import WeightDropout, dropout_factors
 
@@ -57,7 +58,7 @@ def attend_in_chunks(
     return restore(attended[0][:, :, : blocks.n])
 
 
-def cut(q, k, *, chunk: int = CHUNK, soft_cap=None, rate=0.0, dtype) -> Blocks:
+def cut(q, k, *, chunk: int, soft_cap: float | None, rate: float = 0.0, dtype) -> Blocks:
     n, m = q.shape[2], k.shape[2]
     return Blocks(
         block_size(n, chunk), block_size(m, chunk), n, m, soft_cap, rate, jnp.dtype(dtype)
@@ -72,8 +73,7 @@ def fold(q, k, v, *, bias, mask, dropout: WeightDropout | None, m: int | None = 
     *sets, n, h, _ = q.shape
     m, g = m or k.shape[-3], k.shape[-2]
     group = h // g
-    merge = lambda x: jnp.moveaxis(x, -2, -3).reshape(-1, x.shape[-2], x.shape[-3], x.shape[-1])
-    q = merge(q)
+    q = heads_first(q)
     z = q.shape[0]
     q = q.reshape(z, g, group * n, -1)
     extras = Extras(
@@ -83,9 +83,19 @@ def fold(q, k, v, *, bias, mask, dropout: WeightDropout | None, m: int | None = 
     )  # fmt: skip
 
     def restore(out):
-        return jnp.moveaxis(out.reshape(*sets, h, n, -1), -3, -2)
+        return heads_last(out.reshape(z, h, n, -1), sets)
 
-    return q, merge(k), merge(v), extras, restore
+    return q, heads_first(k), heads_first(v), extras, restore
+
+
+def heads_first(x: Float[Array, "... n h k"]) -> Float[Array, "z h n k"]:
+    """Sets of tokens, with the sets' axes merged and heads before tokens."""
+    return jnp.moveaxis(x, -2, -3).reshape(-1, x.shape[-2], x.shape[-3], x.shape[-1])
+
+
+def heads_last(x: Float[Array, "z h n k"], sets: Sequence[int]) -> Float[Array, "... n h k"]:
+    """The inverse of `heads_first`, with the lengths of the sets' axes."""
+    return jnp.moveaxis(x.reshape(*sets, *x.shape[1:]), -3, -2)
 
 
 def fold_pairs(x: Array, *, sets: tuple[int, ...], g: int, h: int, n: int, m: int) -> Array:
@@ -138,8 +148,8 @@ def _columns(x, j, blocks: Blocks, *, axis: int = 2):
     return jax.lax.dynamic_slice_in_dim(x, j * blocks.columns, blocks.columns, axis=axis)
 
 
-def _put(x, block, at, *, axis: int = 2):
-    return jax.lax.dynamic_update_slice_in_dim(x, block, at, axis=axis)
+def _put(x, block, at):
+    return jax.lax.dynamic_update_slice_in_dim(x, block, at, axis=2)
 
 
 def _score(q_block, k_block, bias, mask, i, j, blocks: Blocks):

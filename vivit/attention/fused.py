@@ -1,17 +1,19 @@
 """The platform's own attention: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
 
 from functools import cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vivit.attention.chunks import heads_first, heads_last
+from vivit.attention.demand import Demand
+
 LANES = 128  # splash attention's blocks and channels come in multiples of a TPU's lanes
 
 
-def why_not_fused(demand: Any) -> str:
-    """Why this process's platform can't meet a demand (vivit.attention.kernels.Demand), or ""."""
+def why_not_fused(demand: Demand) -> str:
+    """Why this process's platform can't meet a demand, or ""."""
     platform = jax.default_backend()
     if platform == "gpu":
         return _why_not_cudnn(demand)
@@ -22,10 +24,7 @@ def why_not_fused(demand: Any) -> str:
 
 def attend_fused(q, k, v, **options):
     """`vivit.attention.kernels.fused`; ValueError where it can't run."""
-    from vivit.attention.kernels import Demand  # the record, without a cycle of modules
-
-    given = {name: True for name, value in options.items() if value is not None}
-    reason = why_not_fused(Demand(q.shape[-1], str(q.dtype), **given))
+    reason = why_not_fused(Demand.of(q, options))
     if reason:
         raise ValueError(f'kernel "fused" can\'t run: {reason}; use kernel="auto" or "chunked"')
     if jax.default_backend() == "gpu":
@@ -33,7 +32,7 @@ def attend_fused(q, k, v, **options):
     return by_splash(q, k, v, soft_cap=options.get("soft_cap"))
 
 
-def _why_not_cudnn(demand) -> str:
+def _why_not_cudnn(demand: Demand) -> str:
     """JAX's door to cuDNN. Masks and biases stay outside on purpose: with an explicit mask its
     backward pass gives NaN at lengths of 64 more than a multiple of 128 (pytorch#196678), and it
     has a bias's gradient for a batch of one only (jax#30593)."""
@@ -59,7 +58,7 @@ def by_cudnn(q, k, v, *, implementation: str):
     return out[..., :values].reshape(*sets, n, h, values)
 
 
-def _why_not_splash(demand) -> str:
+def _why_not_splash(demand: Demand) -> str:
     lacks = [name for name in demand.options() if name != "soft_cap"]
     return f"splash attention has no {', '.join(lacks)}" if lacks else ""
 
@@ -69,30 +68,20 @@ def by_splash(q, k, v, *, soft_cap: float | None = None, interpret: bool = False
 
     interpret: run the TPU kernel's program on any machine, slowly, to check it.
     """
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
     *sets, n, h, _ = q.shape
     m, g = k.shape[-3:-1]
     values = v.shape[-1]
     q = q * q.shape[-1] ** -0.5  # splash doesn't scale
-    q, k, v = (
-        _pad_to_lanes(jnp.moveaxis(x, -2, -3).reshape(-1, x.shape[-2], x.shape[-3], x.shape[-1]))
-        for x in (q, k, v)
-    )
-    real = [np.arange(x.shape[2]) < length for x, length in ((q, n), (k, m))]
-    attend = _splash(h, q.shape[2], k.shape[2], soft_cap, interpret)
-    segments = _segments(*(jnp.asarray(x, jnp.int32) for x in real))
-    if h == g:
-        out = jax.vmap(partial(attend, segment_ids=segments))(q, k, v)
-    else:  # grouped: splash's keys have as many heads as its queries
+    q, k, v = (_pad_to_lanes(heads_first(x)) for x in (q, k, v))
+    if h > g:  # grouped: splash's keys have as many heads as its queries
         k, v = (jnp.repeat(x, h // g, axis=1) for x in (k, v))
-        out = jax.vmap(partial(attend, segment_ids=segments))(q, k, v)
-    out = out[:, :, :n, :values].reshape(*sets, h, n, values)
-    return jnp.moveaxis(out, -3, -2)
-
-
-def _segments(q, k):
-    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
-
-    return SegmentIds(q=q, kv=k)
+    real = [np.arange(x.shape[2]) < length for x, length in ((q, n), (k, m))]
+    segments = SegmentIds(*(jnp.asarray(x, jnp.int32) for x in real))
+    attend = _splash(h, q.shape[2], k.shape[2], soft_cap, interpret)
+    out = jax.vmap(partial(attend, segment_ids=segments))(q, k, v)
+    return heads_last(out[:, :, :n, :values], sets)
 
 
 @cache

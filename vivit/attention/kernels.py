@@ -6,7 +6,7 @@ and sums are float32 whatever the inputs are; the result has the dtype of the va
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vivit.attention.chunks import CHUNK, attend_in_chunks
+from vivit.attention.demand import Demand
 from vivit.attention.dropout import WeightDropout, dropout_factors
 from vivit.attention.fused import attend_fused, why_not_fused
 from vivit.attention.ring import attend_by_all_to_all, attend_in_ring
-from vivit.registry import Registry, read_options
+from vivit.registry import OptionRegistry
 
 Queries: TypeAlias = Float[Array, "*sets n h k"]
 Keys: TypeAlias = Float[Array, "*sets m g k"]  # h is a multiple of g, the heads of keys and values
@@ -28,22 +29,6 @@ Bias: TypeAlias = Float[Array, "..."]  # broadcasts to [*sets, h, n, m]
 Mask: TypeAlias = Bool[Array, "..."]  # broadcasts to [*sets, h, n, m]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a model will ask of its kernel; known when the model is built."""
-
-    channels: int
-    dtype: str
-    bias: bool = False
-    mask: bool = False
-    soft_cap: bool = False
-    dropout: bool = False
-
-    def options(self) -> list[str]:
-        names = ("bias", "mask", "soft_cap", "dropout")
-        return [name for name in names if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -76,17 +61,7 @@ class Kernel:
             )
 
 
-class Kernels(Registry[Kernel]):
-    """Kernels by name; `kernels["chunked(256)"]` has its settings given."""
-
-    def __getitem__(self, name: str) -> Kernel:
-        base, _, rest = name.partition("(")
-        found = super().__getitem__(base.strip())
-        given = read_options(f"kernel {found.name!r}", name, found.settings) if rest else {}
-        return replace(found, settings={**found.settings, **given}) if given else found
-
-
-KERNELS = Kernels("attention kernel")
+KERNELS: OptionRegistry[Kernel] = OptionRegistry("attention kernel", field="settings")
 
 
 def kernel(
@@ -203,8 +178,7 @@ def auto(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
 
     What it chose is logged once.
     """
-    given = {name for name, value in options.items() if value is not None}
-    demand = Demand(q.shape[-1], str(q.dtype), **{name: True for name in given})
+    demand = Demand.of(q, options)
     n, m = q.shape[-3], k.shape[-3]
     if not why_not_fused(demand) and v.shape[-1] <= q.shape[-1]:
         name = "fused"

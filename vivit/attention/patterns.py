@@ -13,7 +13,7 @@ its picture.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from vivit.attention.kernels import Kernel
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
-from vivit.registry import Registry, read_options
+from vivit.registry import OptionRegistry
 
 # What a pattern may ask to be told, by a keyword-only argument of that name.
 TOLD = ("space", "layer", "values")
@@ -45,6 +45,8 @@ class Pattern:
     projections: dense layers after the attention. tied_class_token: it leaves out a class token
         that the clip's steps share, which the other patterns of its block mix.
     over_devices: whether its sets can be split over devices at all.
+    follows_places: whether a token meets its own place in other steps as such; those that mix
+        along "t" alone always do.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Pattern:
     projections: int = 1
     tied_class_token: bool = False
     over_devices: bool = True
+    follows_places: bool = False
     options: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(
@@ -79,20 +82,7 @@ def _keywords(function: Callable) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-class Patterns(Registry[Pattern]):
-    """Patterns by name; `patterns["window(4, 7, 7)"]` has its options set."""
-
-    def __getitem__(self, name: str) -> Pattern:
-        base, _, rest = name.partition("(")
-        found = super().__getitem__(base.strip())
-        options = read_options(f"pattern {found.name!r}", name, found.options) if rest else {}
-        return replace(found, options={**found.options, **options})
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(str(name).partition("(")[0].strip())
-
-
-PATTERNS = Patterns("attention pattern")
+PATTERNS: OptionRegistry[Pattern] = OptionRegistry("attention pattern")
 
 
 def pattern(name: str, *, axes: str = "ts", **known: Any):
@@ -180,6 +170,7 @@ def divided_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> Mixed
 @pattern(
     "split_heads",
     heads_multiple=2,
+    follows_places=True,
     scores=lambda t, y, x: (t * (y * x) ** 2 + y * x * t**2) // 2,
 )
 def split_heads(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
@@ -197,16 +188,8 @@ def split_heads(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedG
         Q # | . .
         # # | . .
     """
-    first, second = ([half(x) for x in (q, k, v)] for half in (_first_heads, _last_heads))
+    first, second = zip(*(jnp.split(x, 2, axis=3) for x in (q, k, v)), strict=True)
     return jnp.concatenate([time(*first, attend), space(*second, attend)], axis=3)
-
-
-def _first_heads(x):
-    return x[..., : x.shape[3] // 2, :]
-
-
-def _last_heads(x):
-    return x[..., x.shape[3] // 2 :, :]
 
 
 @pattern("height", axes="s", scores=lambda t, y, x: t * x * y**2)

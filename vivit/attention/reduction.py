@@ -6,7 +6,7 @@ the places that they came from. Reductions work within each step, so steps stay 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vivit.axes import Grid, NewGrid
-from vivit.registry import Registry, read_options
+from vivit.registry import OptionRegistry
 
 Source = Float[Array, "B T R S"]
 Sizes = Float[Array, "B T S"]
@@ -39,17 +39,7 @@ class Reduction:
     options: Mapping[str, int] = field(default_factory=dict)
 
 
-class Reductions(Registry[Reduction]):
-    """Reductions by name; `reductions["token_merging(4)"]` has its options set."""
-
-    def __getitem__(self, name: str) -> Reduction:
-        base, _, rest = name.partition("(")
-        found = super().__getitem__(base.strip())
-        options = read_options(f"reduction {found.name!r}", name, found.options) if rest else {}
-        return replace(found, options={**found.options, **options})
-
-
-REDUCTIONS = Reductions("reduction")
+REDUCTIONS: OptionRegistry[Reduction] = OptionRegistry("reduction")
 
 
 def apply_source(source: Source, x: Grid) -> NewGrid:

@@ -4,6 +4,7 @@ Every device holds n / P queries and m / P keys of each set. Other mesh axes spl
 axis, the clips.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,6 @@ def attend_in_ring(
 ):
     """`vivit.attention.kernels.ring`."""
     size = _ring_size("ring", q, k, dropout)
-    spec = partial(_spec, tokens=-3)
-    pairs = partial(_pair_spec, sharded=-2)
 
     def on_device(q, k, v, bias, mask):
         q, k, v, extras, restore = fold(
@@ -42,7 +41,7 @@ def attend_in_ring(
         out = _ring(q, k, v, extras.bias, extras.mask, blocks, size)
         return restore(out.astype(v.dtype))
 
-    return _shard_map(on_device, q, k, v, bias, mask, spec=spec, pairs=pairs)
+    return _shard_map(on_device, q, k, v, bias, mask, pairs_axis=-2)
 
 
 def attend_by_all_to_all(
@@ -64,9 +63,7 @@ def attend_by_all_to_all(
         out = attend_in_chunks(q, k, v, bias=bias, mask=mask, soft_cap=soft_cap, chunk=chunk)
         return move(out, split_axis=tokens, concat_axis=heads)
 
-    spec = partial(_spec, tokens=-3)
-    pairs = partial(_pair_spec, sharded=-3)
-    return _shard_map(on_device, q, k, v, bias, mask, spec=spec, pairs=pairs)
+    return _shard_map(on_device, q, k, v, bias, mask, pairs_axis=-3)
 
 
 def _ring_size(name: str, q, k, dropout) -> int:
@@ -87,10 +84,7 @@ def _ring_size(name: str, q, k, dropout) -> int:
                 "devices, which does not divide; choose a clip, a tubelet and a readout (a class "
                 "token is one token more) so that it does"
             )
-    others = [axis for axis in mesh.axis_names if axis != SEQUENCE]
-    clips = 1
-    for axis in others:
-        clips *= mesh.shape[axis]
+    clips = math.prod(mesh.shape[axis] for axis in _others())
     if q.ndim > 3 and q.shape[0] % clips:
         raise ValueError(f"a batch of {q.shape[0]} clips is no multiple of {clips} devices")
     return size
@@ -101,31 +95,33 @@ def _others() -> tuple[str, ...]:
     return tuple(name for name in names if name != SEQUENCE)
 
 
-def _spec(x, *, tokens: int) -> PartitionSpec:
+def _token_spec(x) -> PartitionSpec:
+    """Of queries, keys and values: split along their tokens."""
     axes: list[Any] = [None] * x.ndim
-    axes[tokens] = SEQUENCE
+    axes[-3] = SEQUENCE
     if x.ndim > 3:
         axes[0] = _others()
     return PartitionSpec(*axes)
 
 
-def _pair_spec(x, *, sharded: int, ndim: int) -> PartitionSpec:
-    """Of a bias or a mask: split along axis `sharded` (heads or queries), unless it broadcasts."""
+def _pair_spec(x, *, axis: int, ndim: int) -> PartitionSpec:
+    """Of a bias or a mask: split along `axis` (heads or queries), unless it broadcasts there."""
     axes: list[Any] = [None] * x.ndim
-    if x.ndim >= -sharded and x.shape[sharded] > 1:
-        axes[sharded] = SEQUENCE
+    if x.ndim >= -axis and x.shape[axis] > 1:
+        axes[axis] = SEQUENCE
     if x.ndim == ndim > 3 and x.shape[0] > 1:
         axes[0] = _others()
     return PartitionSpec(*axes)
 
 
-def _shard_map(function, q, k, v, bias, mask, *, spec, pairs):
-    extra = tuple(None if x is None else pairs(x, ndim=q.ndim) for x in (bias, mask))
+def _shard_map(function, q, k, v, bias, mask, *, pairs_axis: int):
+    pairs = partial(_pair_spec, axis=pairs_axis, ndim=q.ndim)
+    extra = tuple(None if x is None else pairs(x) for x in (bias, mask))
     return jax.shard_map(
         function,
         mesh=jax.sharding.get_abstract_mesh(),
-        in_specs=(spec(q), spec(k), spec(v), *extra),
-        out_specs=spec(q),
+        in_specs=(*(_token_spec(x) for x in (q, k, v)), *extra),
+        out_specs=_token_spec(q),
         check_vma=False,
     )(q, k, v, bias, mask)
 

@@ -1,8 +1,8 @@
 """python -m vivit.data prepare NAME FOLDER: writes a data set to train on."""
 
 import argparse
-import sys
 
+from vivit.config import run_command
 from vivit.data.sources import BUILDERS, prepare
 
 
@@ -17,7 +17,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)
