@@ -12,6 +12,7 @@ FLOORS = {
     "vivit.config": 0,
     "vivit.attention": 1,
     "vivit.layers": 1,
+    "vivit.pools": 1,
     "vivit.encoder": 1,
     "vivit.plan": 1,
     "vivit.model": 1,
@@ -23,6 +24,7 @@ FLOORS = {
     "vivit.checkpoint": 2,
     "vivit.cost": 2,
     "vivit.step": 2,
+    "vivit.pretrained": 2,
     "vivit.evaluate": 3,
     "vivit.train": 3,
     "vivit.analysis": 4,
@@ -32,18 +34,25 @@ FLOORS = {
 ON_ONE_FLOOR = {  # the only imports between modules of one floor
     ("vivit.layers", "vivit.attention"),
     ("vivit.encoder", "vivit.attention"),
+    ("vivit.pools", "vivit.layers"),
     ("vivit.encoder", "vivit.layers"),
+    ("vivit.encoder", "vivit.pools"),
     ("vivit.plan", "vivit.attention"),
     ("vivit.plan", "vivit.encoder"),
     ("vivit.plan", "vivit.layers"),
+    ("vivit.plan", "vivit.pools"),
     ("vivit.model", "vivit.attention"),
     ("vivit.model", "vivit.layers"),
     ("vivit.model", "vivit.encoder"),
     ("vivit.model", "vivit.plan"),
+    ("vivit.model", "vivit.pools"),
     ("vivit", "vivit.model"),
+    ("vivit.pretrained", "vivit.checkpoint"),
+    ("vivit.pretrained", "vivit.cost"),
     ("vivit.train", "vivit.evaluate"),
 }
-FLAX = {"vivit.layers", "vivit.encoder", "vivit.model"}
+FLAX = {"vivit.layers", "vivit.pools", "vivit.encoder", "vivit.model"}
+FLAX |= {"vivit.pretrained"}  # reads Flax's msgpack, and flattens trees
 LONGEST = {"vivit/train.py": 350}
 
 

@@ -27,6 +27,7 @@ TINY = {
 CLIPS = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3))
 NO_CLASS_TOKEN = (
     "factorised_self_attention",
+    "factorised_self_attention_time_space",
     "factorised_dot_product",
     "local_global",
     "axial",
@@ -207,7 +208,7 @@ WRONG = [
     ({"famly": "joint"}, r"unknown model fields \['famly'\]; known: .*family"),
     ({"family": "jiont"}, "unknown family 'jiont'; known: average_pool, .*joint"),
     ({"kernel": "dens"}, "unknown attention kernel 'dens'; known: auto, chunked, dense"),
-    ({"readout": "token"}, "unknown readout 'token'; known: cls, max, mean"),
+    ({"readout": "token"}, "unknown readout 'token'; known: attention, attentive, cls, first"),
     ({"position": "rope"}, "unknown position embedding 'rope'"),
     ({"embedding": "conv"}, "unknown embedding 'conv'; known: tubelet, uniform_frames"),
     ({"remat": "all"}, "unknown remat 'all'"),
@@ -216,7 +217,7 @@ WRONG = [
     ({"clip": (4, 8)}, "of a wrong type: clip"),
     ({"heads": 3}, "width=8 is not a multiple of heads=3; use 6"),
     ({"width": "8"}, "of a wrong type: width='8'"),
-    ({"classes": 0}, "classes=0 must be at least 1"),
+    ({"classes": -1}, "classes=-1 must be at least 1"),
     ({"width": None}, r"\['width'\] are not set; give them or a size \(Ti, S, B, L, H"),
     ({"size": "B/16"}, 'is not like "B/16x2"'),
     ({"size": "B/16x2"}, r"tubelet=\(2, 4, 4\) contradicts size='B/16x2'"),

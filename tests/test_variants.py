@@ -27,7 +27,7 @@ WIDE = {**TINY, "width": 24, "heads": 4, "clip": (4, 16, 8)}  # a grid of 2 x 4 
 WIDE_CLIPS = jax.random.normal(jax.random.key(1), (2, 4, 16, 8, 3))
 SWITCHES = {
     "qk_norm": {"qk_norm": True},
-    "rope3d": {"rope3d": True, "position": "none"},
+    "rope": {"rope": "3d", "position": "none"},
     "soft_cap": {"soft_cap": 2.0},
     "kv_heads": {"kv_heads": 2},
     "registers": {"registers": 3},
@@ -73,7 +73,7 @@ def test_every_switch_goes_with_every_family_or_says_why_not(family, switch):
     without = {**config, **dict.fromkeys(SWITCHES[switch], None)}
     without = {k: v for k, v in without.items() if v is not None}
     plain = vivit.build({**without, "position": config.get("position", "learned")})
-    if switch in ("rope3d", "soft_cap"):  # no parameter of its own: it must change the numbers
+    if switch in ("rope", "soft_cap"):  # no parameter of its own: it must change the numbers
         assert not np.allclose(logits(model, params, WIDE_CLIPS), logits(plain, params, WIDE_CLIPS))
     else:
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
@@ -81,10 +81,10 @@ def test_every_switch_goes_with_every_family_or_says_why_not(family, switch):
 
 
 PAIRS = [
-    {"readout": "cls", "rope3d": True},
-    {"registers": 2, "rope3d": True},
+    {"readout": "cls", "rope": "3d"},
+    {"registers": 2, "rope": "3d"},
     {"readout": "cls", "registers": 2, "qk_norm": True},
-    {"kv_heads": 2, "rope3d": True, "qk_norm": True},
+    {"kv_heads": 2, "rope": "3d", "qk_norm": True},
     {"readout": "cls", "kv_heads": 2, "soft_cap": 3.0},
 ]
 
@@ -297,8 +297,8 @@ def test_dropping_nothing_changes_nothing():
 
 WRONG = [
     ({"kv_heads": 3}, r"heads=4 is not a multiple of kv_heads=3; use one of \[1, 2, 4\]"),
-    ({"width": 16, "rope3d": True}, "rope3d turns pairs .* a head has 4; .* at least 6"),
-    ({"width": 28, "rope3d": True}, "rope3d turns pairs .* a head has 7"),
+    ({"width": 16, "rope": "3d"}, "rope='3d' turns pairs .* a head has 4; .* at least 6"),
+    ({"width": 28, "rope": "3d"}, "rope='3d' turns pairs .* a head has 7"),
     ({"soft_cap": 0.0}, "soft_cap=0.0 must be above 0"),
     ({"registers": -1}, "registers=-1 must be 0 or more"),
     ({"registers": 2, "family": "axial"}, "family 'axial' can have no registers"),
@@ -331,7 +331,7 @@ WRONG = [
     ({"stages": stages("token_merging(2)", ("time",))}, "'time', which needs the places"),
     ({"stages": stages("token_merging(2)"), "scan": True}, "use scan=False"),
     ({"stages": stages("token_merging(2)", pool="")}, "their sizes end with it: give it a pool"),
-    ({"stages": stages("token_merging(2)"), "rope3d": True}, "rope3d needs every token's place"),
+    ({"stages": stages("token_merging(2)"), "rope": "3d"}, "rope needs every token's place"),
     ({"stages": stages("token_merging(2)"), "soft_cap": 2.0}, "use one of them"),
     (
         {"stages": [{**stages("token_learner(4)")[1], "pool": ""}, stages("token_learner(2)")[1]]},

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -76,6 +77,24 @@ class Checkpoints:
             ),
         )
         return restored["state"], restored["data"]
+
+    def read_params(self, step: int) -> Any:
+        """The parameters of a checkpoint as numpy arrays, without the model that they belong to:
+        the averaged ones, where it has them. The rest of the state is not read."""
+        saved = self._manager.item_metadata(step)["state"]
+        name = "averaged" if saved.get("averaged") else "params"
+        wanted = {
+            name: jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), saved[name])
+        }
+        folder = self.folder / str(step) / "state"
+        with ocp.PyTreeCheckpointer() as reader:
+            read = reader.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item={name: saved[name]}, restore_args=wanted, partial_restore=True
+                ),
+            )
+        return read[name]
 
     def latest(self) -> int | None:
         return self._manager.latest_step()

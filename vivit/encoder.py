@@ -27,19 +27,10 @@ from vivit.attention.reduction import (
     token_learner,
     token_merging,
 )
-from vivit.attention.rotary import rotate
+from vivit.attention.rotary import ROTATIONS
 from vivit.axes import Grid, KeyGrid, NewGrid
-from vivit.layers import (
-    NORM_EPSILON,
-    POOLS,
-    Dense,
-    Dropout,
-    DropPath,
-    Layout,
-    Mlp,
-    Position,
-    on_grid,
-)
+from vivit.layers import Dense, Dropout, DropPath, Layout, Mlp, Position, on_grid
+from vivit.pools import POOLS, PoolFields
 from vivit.registry import Registry
 
 # The collection of activations that vivit.analysis asks for: queries and keys of every attention,
@@ -54,15 +45,17 @@ INITIALISERS = {
 
 
 class AttentionFields(NamedTuple):
-    """What all attentions of a model share; the fields of `vivit.ViViT` with these names."""
+    """What all attentions of a stage share; the fields of `vivit.ViViT` with these names."""
 
     heads: int
     kv_heads: int
     kernel: str
+    qkv_bias: str
     qk_norm: bool
-    rope3d: bool
+    rope: str
     soft_cap: float | None
     attention_dropout: float
+    norm_epsilon: float
     dtype: Any
 
 
@@ -107,12 +100,17 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         channels = width // fields.heads
         dense = partial(Dense, dtype=fields.dtype)
-        q = dense((fields.heads, channels), name="query")(x)  # [B, T, S, h, k]
-        k, v = (dense((fields.kv_heads, channels), name=n)(x) for n in ("key", "value"))
+
+        def split(name, heads):
+            bias = name[0] in fields.qkv_bias
+            return dense((heads, channels), use_bias=bias, name=name)(x)  # [B, T, S, h, k]
+
+        q = split("query", fields.heads)
+        k, v = (split(name, fields.kv_heads) for name in ("key", "value"))
         if fields.qk_norm:
             q, k = self._norm("query_norm", q), self._norm("key_norm", k)
-        if fields.rope3d:
-            q, k = (rotate(heads, self.layout.positions()) for heads in (q, k))
+        turn = ROTATIONS[fields.rope]
+        q, k = (turn(heads, self.layout.positions()) for heads in (q, k))
         keys = k.mean(axis=3)
         if sizes is not None:
             q, k = add_log_sizes(q, k, sizes)
@@ -147,7 +145,7 @@ class SelfAttention(nn.Module):
 
     def _norm(self, name: str, x: KeyGrid) -> KeyGrid:
         """Layer norm over a head's channels, without bias; ViT-22B (2302.05442), section 2."""
-        norm = nn.LayerNorm(NORM_EPSILON, use_bias=False, dtype=jnp.float32, name=name)
+        norm = nn.LayerNorm(self.fields.norm_epsilon, use_bias=False, dtype=jnp.float32, name=name)
         return norm(x).astype(x.dtype)
 
 
@@ -188,7 +186,8 @@ class Block(nn.Module):
         fraction, layer = at
 
         def norm(x, name):
-            return nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name=f"norm_{name}")(x)
+            epsilon = self.fields.norm_epsilon
+            return nn.LayerNorm(epsilon, dtype=jnp.float32, name=f"norm_{name}")(x)
 
         def add(x, y, name):
             y = Dropout(self.dropout)(y)
@@ -231,6 +230,7 @@ class Reduce(nn.Module):
     reduction: str
     prefix: int
     activation: str
+    norm_epsilon: float
     dtype: Any
 
     @nn.compact
@@ -239,7 +239,7 @@ class Reduce(nn.Module):
         found = REDUCTIONS[self.reduction]
         tokens = found.options["tokens"]
         if found.source is token_learner:
-            norm = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name="norm")
+            norm = nn.LayerNorm(self.norm_epsilon, dtype=jnp.float32, name="norm")
             mlp = Mlp(64, self.activation, 0.0, self.dtype, tokens, name="scores")
             source = token_learner(mlp(norm(x)))
         else:
@@ -274,11 +274,13 @@ class Stage(nn.Module):
     lengths: of the axes whose position embedding starts here, `position_axes`; () for none. They
         are the trailing or the leading axes of the grid, and broadcast over the others.
     reduce: "" or a name of REDUCTIONS.
-    pool: "" or a name of POOLS, over `pool_axes` ("s", "t" or "ts"); a norm stands before it.
+    norm: whether a layer norm follows the blocks.
+    pool: "" or a name of POOLS, over `pool_axes` ("s", "t" or "ts").
     """
 
     depth: int
     mixers: tuple[str, ...]
+    norm: bool
     pool: str
     pool_axes: str
     reduce: str
@@ -303,12 +305,12 @@ class Stage(nn.Module):
         if self.reduce and REDUCTIONS[self.reduce].each_layer:
             merge = REDUCTIONS[self.reduce].options["remove"]
         elif self.reduce:
-            x = Reduce(
-                self.reduce, self.layout.prefix, self.activation, self.fields.dtype, name="reduce"
-            )(x)
+            epsilon, dtype = self.fields.norm_epsilon, self.fields.dtype
+            reduce = (self.reduce, self.layout.prefix, self.activation, epsilon, dtype)
+            x = Reduce(*reduce, name="reduce")(x)
         x, sizes = self._blocks(Carry(x, jnp.ones(x.shape[:3]) if merge else None), merge)
-        if self.pool and self.depth:
-            x = nn.LayerNorm(NORM_EPSILON, dtype=jnp.float32, name="norm")(x)
+        if self.norm:
+            x = nn.LayerNorm(self.fields.norm_epsilon, dtype=jnp.float32, name="norm")(x)
         if self.pool != "cls":
             x = self.layout.without_extra(x, by_step=not self.reduce)
         if self.pool:
@@ -317,8 +319,21 @@ class Stage(nn.Module):
                 # The mean over places, so each token counts by how many it stands for.
                 weights = sizes[:, :, self.layout.prefix :, None]
                 x = x * (weights / weights.mean(axis=2, keepdims=True))
-            x = POOLS[self.pool](x, self.pool_axes)
+            x = self._pool(x)
         return x
+
+    def _pool(self, x: Grid) -> NewGrid:
+        pool = POOLS[self.pool]
+        if pool.module is None:
+            return pool.reduce(x, self.pool_axes)
+        own = self.fields
+        fields = PoolFields(
+            own.heads, own.qkv_bias, self.mlp_dim, self.activation, own.norm_epsilon, own.dtype
+        )
+        pooled = pool.module(fields, name="pool")(x, self.pool_axes)
+        if pooled.shares is not None:
+            _sow(self, shares=pooled.shares)
+        return pooled.out
 
     def _add_positions_and_extra(self, x: Grid) -> NewGrid:
         layout = self.layout

@@ -18,10 +18,8 @@ from jaxtyping import Array, Float, Shaped
 
 from vivit.attention import Pattern
 from vivit.attention.ring import SEQUENCE
-from vivit.axes import Clips, Grid, NewGrid
+from vivit.axes import Clips, Grid
 from vivit.registry import Registry
-
-NORM_EPSILON = 1e-6  # as Scenic and the ViT code; flax's own default is the same, by chance
 
 SampledClips = Shaped[Array | np.ndarray, "B F2 H W C"]
 SAMPLERS: Registry[Callable[[Clips, int], SampledClips]] = Registry("embedding")
@@ -60,6 +58,7 @@ class Dense(nn.Module):
     features: tuple[int, ...]
     dtype: jnp.dtype
     inputs: int = 1
+    use_bias: bool = True
     kernel_init: Callable = nn.initializers.xavier_uniform()
     bias_init: Callable = nn.initializers.zeros
 
@@ -70,22 +69,27 @@ class Dense(nn.Module):
         flat = (math.prod(shape[: self.inputs]), math.prod(self.features))
         init = lambda key, _: self.kernel_init(key, flat).reshape(shape)
         kernel = self.param("kernel", init, shape).reshape(flat).astype(self.dtype)
-        bias = self.param("bias", self.bias_init, self.features).astype(self.dtype)
         out = flat_product(x.reshape(*places, -1).astype(self.dtype), kernel)
-        return out.reshape(*places, *self.features) + bias
+        out = out.reshape(*places, *self.features)
+        if not self.use_bias:
+            return out
+        return out + self.param("bias", self.bias_init, self.features).astype(self.dtype)
 
 
 class Tubelet(nn.Module):
     """Tokens `[B, T, S, D]` of clips: one linear map of each (time, height, width) tubelet.
 
     A convolution whose stride is its size is a matrix product of patches, and much faster so on
-    CPUs. The kernel has the convolution's shape [t, h, w, C, D].
+    CPUs. The kernel has the convolution's shape [t, h, w, C, D]. uint8 clips become
+    (x / 255 - mean) / std, which is [-1, 1] at the defaults.
     """
 
     size: tuple[int, int, int]
     width: int
     embedding: str
     dtype: jnp.dtype
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @nn.compact
     def __call__(self, clips: Clips) -> Grid:
@@ -94,7 +98,9 @@ class Tubelet(nn.Module):
         seen = jnp.asarray(sample(clips, t))
         t = t if sample is keep_all_frames else 1
         if seen.dtype == jnp.uint8:
-            seen = seen.astype(self.dtype) / 127.5 - 1
+            mean, std = np.array(self.pixel_mean), np.array(self.pixel_std)
+            scale, shift = (255 * std).astype(self.dtype), (mean / std).astype(self.dtype)
+            seen = seen.astype(self.dtype) / scale - shift
         patches = rearrange(seen, "B (T t) (Y h) (X w) C -> B T (Y X) (t h w C)", t=t, h=h, w=w)
         shape = (t, h, w, clips.shape[-1], self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3)), shape)
@@ -138,6 +144,12 @@ def _sinusoidal(module, lengths: tuple[int, ...], width: int) -> Float[Array, "N
     return jnp.asarray(sinusoids(int(np.prod(lengths)), width))
 
 
+def _sinusoidal_interleaved(module, lengths: tuple[int, ...], width: int) -> Float[Array, "N D"]:
+    """The same table with sines in the even and cosines in the odd channels, as VideoMAE has it."""
+    halves = sinusoids(int(np.prod(lengths)), width).reshape(-1, 2, width // 2)
+    return jnp.asarray(rearrange(halves, "N two D -> N (D two)"))
+
+
 def _sinusoidal_separable(module, lengths: tuple[int, ...], width: int) -> Float[Array, "N D"]:
     """Each axis has its own share of the channels; the first axes take what does not divide."""
     pairs = np.array_split(np.arange(width // 2), len(lengths))
@@ -167,6 +179,7 @@ POSITIONS.add("learned", _learned)
 POSITIONS.add("learned_separable", _learned_separable)
 POSITIONS.add("learned_space_time", _learned_space_time)
 POSITIONS.add("sinusoidal", _sinusoidal)
+POSITIONS.add("sinusoidal_interleaved", _sinusoidal_interleaved)
 POSITIONS.add("sinusoidal_separable", _sinusoidal_separable)
 POSITIONS.add("none", _none)
 
@@ -283,6 +296,9 @@ class Dropout(nn.Module):
 ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry("activation")
 ACTIVATIONS.add("gelu_tanh", partial(nn.gelu, approximate=True))
 ACTIVATIONS.add("gelu", partial(nn.gelu, approximate=False))
+ACTIVATIONS.add("quick_gelu", lambda x: x * nn.sigmoid(1.702 * x))
+ACTIVATIONS.add("relu", nn.relu)
+ACTIVATIONS.add("silu", nn.silu)
 
 
 class Mlp(nn.Module):
@@ -301,20 +317,3 @@ class Mlp(nn.Module):
         x = ACTIVATIONS[self.activation](dense((self.hidden,), name="up")(x))
         x = Dropout(self.dropout)(x)
         return dense((features,), name="down")(x)
-
-
-POOLS: Registry[Callable[[Grid, str], NewGrid]] = Registry("readout")
-
-
-def _reduce(reduce: Callable, x: Grid, axes: str) -> NewGrid:
-    return reduce(x, axis=tuple("ts".index(axis) + 1 for axis in axes), keepdims=True)
-
-
-@POOLS.register("cls")
-def take_class_token(x: Grid, axes: str) -> NewGrid:
-    """The class token, which stands first on its axes."""
-    return x[:, : 1 if "t" in axes else None, : 1 if "s" in axes else None]
-
-
-POOLS.add("mean", partial(_reduce, jnp.mean))
-POOLS.add("max", partial(_reduce, jnp.max))

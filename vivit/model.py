@@ -16,10 +16,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vivit.attention import KERNELS
+from vivit.attention.rotary import ROTATIONS
 from vivit.axes import Clips, Logits
 from vivit.encoder import REMAT, Stage
-from vivit.layers import ACTIVATIONS, POOLS, POSITIONS, SAMPLERS, Tubelet
+from vivit.layers import ACTIVATIONS, POSITIONS, SAMPLERS, Tubelet
 from vivit.plan import plan_stages
+from vivit.pools import POOLS
 from vivit.registry import Registry
 
 
@@ -44,24 +46,31 @@ class ViViT(nn.Module):
 
     Clips are uint8, or floats in [-1, 1]. Fields (the schema of `config.model`):
 
+    classes: of the head; 0 for none: the model then gives its features.
     family: a name of FAMILIES, or of a pattern: then every block has that pattern.
         A pattern may have options: "window(4, 7, 7)".
     stages: instead of a family: mappings with depth, mixers (names of patterns), pool ("", or
         a name of POOLS: over the axes that the stage mixes, or in the last stage all that is left)
-        and, where tokens are reduced, reduce: a name of REDUCTIONS, like "token_learner(8)".
+        and, where tokens are reduced, reduce: a name of REDUCTIONS, like "token_learner(8)". A
+        stage may have heads, mlp_dim and rope of its own, and norm: whether a layer norm follows.
     size: a name of SIZES, with or without a tubelet: "B", or "B/16x2" (16 pixels, 2 frames).
         width, depth, heads, mlp_dim and tubelet (time, height, width) are its, where None.
     temporal_depth: layers of the factorised encoder's second stage.
     embedding: "tubelet" or "uniform_frames"; position: a name of POSITIONS. An axis gets its
         positions in the first stage that mixes it.
-    readout: "cls", "mean" or "max".
+    readout: a name of POOLS: "cls", "mean", "max", "attentive", ...
+    pre_logits: width of a dense layer with tanh before the head; None for none.
+    pixel_mean, pixel_std: of red, green and blue; uint8 clips become (x / 255 - mean) / std.
     kernel: a name of KERNELS. dtype: of the computation; parameters and the head are float32.
     kv_heads: heads of keys and values, a divisor of `heads`; 2305.13245. None for as many.
-    qk_norm: layer norm of queries and keys; 2302.05442. rope3d: they turn with their places, beside
-        or, with position="none", instead of position embeddings; 2506.09985.
+    qkv_bias: which of the projections to q, k and v have a bias, by their letters.
+    qk_norm: layer norm of queries and keys; 2302.05442. rope: a name of ROTATIONS: "3d" turns them
+        with their places, beside or, with position="none", instead of position embeddings;
+        2506.09985.
     registers: further tokens of every stage that nothing reads; 2309.16588.
     soft_cap: scores s become cap·tanh(s / cap); 2408.00118. None for none.
     activation: of the MLPs, "gelu_tanh" (ViViT's) or "gelu" (exact, TimeSformer's).
+    norm_epsilon: of all layer norms.
     attention_dropout: of attention weights. dropout: of tokens and in the MLPs.
     drop_path: the last layer's rate; it grows linearly from 0 through all the layers.
     scan: one compiled block for all layers of a stage. remat: a name of REMAT:
@@ -82,13 +91,18 @@ class ViViT(nn.Module):
     embedding: str = "tubelet"
     position: str = "learned"
     readout: str = "mean"
+    pre_logits: int | None = None
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     kernel: str = "dense"
     kv_heads: int | None = None
+    qkv_bias: str = "qkv"
     qk_norm: bool = False
-    rope3d: bool = False
+    rope: str = "none"
     registers: int = 0
     soft_cap: float | None = None
     activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
     drop_path: float = 0.0
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -98,17 +112,27 @@ class ViViT(nn.Module):
 
     def setup(self) -> None:
         self.tokens = Tubelet(
-            self.tubelet, self.width, self.embedding, jnp.dtype(self.dtype), name="tubelet"
+            self.tubelet,
+            self.width,
+            self.embedding,
+            jnp.dtype(self.dtype),
+            self.pixel_mean,
+            self.pixel_std,
+            name="tubelet",
         )
         self.encoder = [
             Stage(**fields, name=f"stage_{i}") for i, fields in enumerate(plan_stages(self))
         ]
-        self.head = nn.Dense(
-            self.classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
-        )
+        if self.pre_logits:
+            self.hidden = nn.Dense(self.pre_logits, dtype=jnp.float32, name="pre_logits")
+        if self.classes:
+            self.head = nn.Dense(
+                self.classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
+            )
 
     def __call__(self, clips: Clips) -> Logits:
-        return self.head(self.features(clips))
+        features = self.features(clips)
+        return self.head(features) if self.classes else features
 
     def features(self, clips: Clips) -> Float[Array, "B D"]:
         """What the head sees ("pre-logits"): `model.apply(variables, clips, method="features")`."""
@@ -121,7 +145,8 @@ class ViViT(nn.Module):
         x = self.tokens(clips)  # [B, T, S, D]
         for stage in self.encoder:
             x = stage(x)
-        return x.reshape(x.shape[0], -1).astype(jnp.float32)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        return nn.tanh(self.hidden(x)) if self.pre_logits else x
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -174,10 +199,21 @@ def _resolve_size(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_shapes(model: ViViT) -> None:
-    numbers = {n: getattr(model, n) for n in ("classes", "width", "depth", "heads", "mlp_dim")}
+    if model.classes < 0:
+        raise ValueError(f"classes={model.classes} must be at least 1, or 0 for no head")
+    numbers = {n: getattr(model, n) for n in ("width", "depth", "heads", "mlp_dim", "pre_logits")}
     for name, value in numbers.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if model.norm_epsilon <= 0:
+        raise ValueError(f"norm_epsilon={model.norm_epsilon} must be above 0")
+    if set(model.qkv_bias) - set("qkv"):
+        raise ValueError(f'qkv_bias={model.qkv_bias!r} must be letters of "qkv", or "" for none')
+    for name in ("pixel_mean", "pixel_std"):
+        if len(getattr(model, name)) != 3:
+            raise ValueError(f"{name}={getattr(model, name)} must be three numbers: R, G and B")
+    if min(model.pixel_std) <= 0:
+        raise ValueError(f"pixel_std={model.pixel_std} must be above 0")
     for name, limit in zip(("frames", "height", "width"), range(3), strict=True):
         length, size = model.clip[limit], model.tubelet[limit]
         if size < 1 or length < size or length % size:
@@ -213,6 +249,7 @@ def _check_shapes(model: ViViT) -> None:
         (SAMPLERS, model.embedding),
         (POSITIONS, model.position),
         (POOLS, model.readout),
+        (ROTATIONS, model.rope),
         (REMAT, model.remat),
     ):
         registry[name]  # raises for an unknown name

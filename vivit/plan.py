@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from vivit.attention import KERNELS, PATTERNS, Demand
 from vivit.attention.reduction import EXTRA, REDUCTIONS
-from vivit.attention.rotary import rotated_channels
+from vivit.attention.rotary import ROTATIONS, rotated_channels
 from vivit.encoder import AttentionFields
-from vivit.layers import POOLS, Layout
+from vivit.layers import Layout
+from vivit.pools import POOLS
 from vivit.registry import Registry
 
 # The stages of a family: (depth, temporal_depth, readout) -> mappings with depth, mixers and pool.
@@ -32,6 +33,8 @@ FAMILIES.add(  # model 2
     ),
 )
 FAMILIES.add("factorised_self_attention", _one_stage("space", "time"))  # model 3
+# The order of Scenic's published config; the paper found no difference (section 3.3).
+FAMILIES.add("factorised_self_attention_time_space", _one_stage("time", "space"))
 FAMILIES.add("factorised_dot_product", _one_stage("split_heads"))  # model 4
 
 
@@ -51,14 +54,17 @@ FAMILIES.add("local_global", _one_stage("local", "strided_global"))
 FAMILIES.add("axial", _one_stage("time", "height", "width"))
 
 
-STAGE_KEYS = ("depth", "mixers", "pool")  # and "reduce", where tokens are reduced
+STAGE_KEYS = ("depth", "mixers", "pool")
+# Keys that a stage may have: "reduce", where tokens are reduced; "norm", whether a layer norm
+# follows the blocks (None: where a pool follows that wants one); and its own values of fields.
+OPTIONAL_KEYS: dict[str, Any] = {"reduce": "", "norm": None}
+OWN_FIELDS = ("heads", "mlp_dim", "rope", "qkv_bias")
 
 
 def plan_stages(model: Any) -> list[dict[str, Any]]:
     """The fields of every `vivit.encoder.Stage` of a `vivit.ViViT`. ValueError says what is wrong
     and what would do."""
     specs = _stage_specs(model)
-    fields = _attention_fields(model)
     left = "ts"  # the axes not pooled yet
     unplaced = "ts"  # the axes that have no position embedding yet
     t, y, x = model.grid
@@ -71,6 +77,7 @@ def plan_stages(model: Any) -> list[dict[str, Any]]:
         new = "".join(a for a in axes if a in unplaced)
         unplaced = "".join(a for a in unplaced if a not in new)
         pool_axes = left if last else "".join(a for a in axes if a in left)
+        fields = _attention_fields(model, spec)
         layout = _layout(spec, pool_axes, left, model, steps=t, space=(y, x))
         if spec["reduce"] and layout.extra == "t":
             raise ValueError(
@@ -89,11 +96,13 @@ def plan_stages(model: Any) -> list[dict[str, Any]]:
         # what is forbidden after a reduction is simply forbidden in its whole stage.
         _check_mixers(spec, model, fields, layout, (t, y, x), reduced, new, stage=i)
         lengths = {"t": (t,), "s": (y, x)}
+        normed = bool(spec["pool"] and spec["depth"] and POOLS[spec["pool"]].normed)
         flat = layout.extra == "ts" and (spec["pool"] == "cls" or spec["reduce"])
         planned.append(
             {
                 "depth": spec["depth"],
                 "mixers": tuple(spec["mixers"]),
+                "norm": normed if spec["norm"] is None else spec["norm"],
                 "pool": spec["pool"],
                 "pool_axes": "s" if flat else pool_axes,
                 "reduce": spec["reduce"],
@@ -104,7 +113,7 @@ def plan_stages(model: Any) -> list[dict[str, Any]]:
                 "first_layer": layer,
                 "total_layers": total,
                 "fields": fields,
-                "mlp_dim": model.mlp_dim,
+                "mlp_dim": spec.get("mlp_dim", model.mlp_dim),
                 "activation": model.activation,
                 "drop_path": model.drop_path,
                 "dropout": model.dropout,
@@ -126,15 +135,18 @@ def plan_stages(model: Any) -> list[dict[str, Any]]:
     return planned
 
 
-def _attention_fields(model: Any) -> AttentionFields:
+def _attention_fields(model: Any, spec: dict) -> AttentionFields:
+    heads = spec.get("heads", model.heads)
     return AttentionFields(
-        heads=model.heads,
-        kv_heads=model.kv_heads or model.heads,
+        heads=heads,
+        kv_heads=model.kv_heads or heads,
         kernel=model.kernel,
+        qkv_bias=spec.get("qkv_bias", model.qkv_bias),
         qk_norm=model.qk_norm,
-        rope3d=model.rope3d,
+        rope=spec.get("rope", model.rope),
         soft_cap=model.soft_cap,
         attention_dropout=model.attention_dropout,
+        norm_epsilon=model.norm_epsilon,
         dtype=jnp.dtype(model.dtype),
     )
 
@@ -142,11 +154,12 @@ def _attention_fields(model: Any) -> AttentionFields:
 def _stage_specs(model: Any) -> tuple[dict, ...]:
     if model.stages:
         specs = tuple(dict(stage) for stage in model.stages)
+        may = (*OPTIONAL_KEYS, *OWN_FIELDS)
         for spec in specs:
-            if set(spec) - {"reduce"} != set(STAGE_KEYS):
+            if set(spec) - set(may) != set(STAGE_KEYS):
                 raise ValueError(
-                    f"stage {spec} must have the keys {sorted(STAGE_KEYS)}, may have 'reduce', "
-                    "and no others"
+                    f"stage {spec} must have the keys {sorted(STAGE_KEYS)}, may have "
+                    f"{', '.join(map(repr, may))}, and no others"
                 )
     elif model.family in FAMILIES:
         specs = FAMILIES[model.family](model.depth, model.temporal_depth, model.readout)
@@ -157,7 +170,7 @@ def _stage_specs(model: Any) -> tuple[dict, ...]:
             f"unknown family {model.family!r}; known: {', '.join(sorted(FAMILIES))}, "
             f"or a pattern for every block: {', '.join(sorted(PATTERNS))}"
         )
-    specs = tuple({"reduce": "", **spec} for spec in specs)
+    specs = tuple({**OPTIONAL_KEYS, **spec} for spec in specs)
     for spec in specs:
         if isinstance(spec["mixers"], str):
             raise ValueError(f"mixers={spec['mixers']!r} must be a list: [{spec['mixers']!r}]")
@@ -168,13 +181,17 @@ def _stage_specs(model: Any) -> tuple[dict, ...]:
         least = 1 if spec["pool"] == "cls" or spec["mixers"] else 0
         if type(spec["depth"]) is not int or spec["depth"] < least:
             raise ValueError(f"depth={spec['depth']!r} of stage {spec} must be at least {least}")
+        heads = spec.get("heads", model.heads)
+        if type(heads) is not int or heads < 1 or model.width % heads:
+            raise ValueError(f"width={model.width} is not a multiple of {heads=} of stage {spec}")
+        ROTATIONS[spec.get("rope", model.rope)]  # raises for an unknown name
     return specs
 
 
 def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int) -> None:
     """ValueError where a pattern can't work on this stage's grid, with these switches or under
     this kernel."""
-    channels = model.width // model.heads
+    channels = model.width // fields.heads
     kernel = KERNELS[fields.kernel]
     merging = reduced and REDUCTIONS[reduced].each_layer
     names = []
@@ -214,18 +231,19 @@ def _check_mixers(spec, model, fields, layout, grid, reduced, new, *, stage: int
     if len(set(names)) < len(names):
         raise ValueError(f"a pattern occurs twice in one block: {spec['mixers']}; use a stage more")
     if reduced:
-        _check_reduction(spec, model, reduced, new, stage=stage)
-    if fields.rope3d and spec["mixers"] and (channels % 2 or not rotated_channels(channels)):
+        _check_reduction(spec, model, fields, reduced, new, stage=stage)
+    turns = fields.rope != "none" and spec["mixers"]
+    if turns and (channels % 2 or not rotated_channels(channels)):
         raise ValueError(
-            f"rope3d turns pairs of channels along three axes and a head has {channels}; "
-            "use an even number of at least 6 (width / heads)"
+            f"rope={fields.rope!r} turns pairs of channels along three axes and a head has "
+            f"{channels}; use an even number of at least 6 (width / heads)"
         )
 
 
-def _check_reduction(spec, model, reduced, new, *, stage: int) -> None:
+def _check_reduction(spec, model, fields, reduced, new, *, stage: int) -> None:
     merging = REDUCTIONS[reduced].each_layer
-    if model.rope3d:
-        raise ValueError(f"rope3d needs every token's place, and {reduced} moves tokens")
+    if fields.rope != "none":
+        raise ValueError(f"rope needs every token's place, and {reduced} moves tokens")
     if spec["reduce"] and not spec["mixers"]:
         raise ValueError(f"stage {stage} reduces tokens and has no layers that would use them")
     if "s" in new and not spec["reduce"]:

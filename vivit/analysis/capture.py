@@ -113,14 +113,17 @@ class AttentionMaps:
     """What a model attended to in some clips.
 
     attentions: in the order of the forward pass. pooled: each stage's grid before its pooling, or
-    None where it does not pool. sources: (stage, layer) -> the matrix [B, T, R, S] by which its
-    tokens were reduced after that layer's attentions; layer -1 is the stage's start.
+    None where it does not pool. shares: each stage's weights [B, T, S] of a readout that is itself
+    an attention, the mean over its heads, or None. sources: (stage, layer) -> the matrix
+    [B, T, R, S] by which its tokens were reduced after that layer's attentions; layer -1 is the
+    stage's start.
     """
 
     model: ViViT
     logits: Logits
     attentions: tuple[Attention, ...]
     pooled: tuple[Array | None, ...]
+    shares: tuple[Array | None, ...]
     sources: Mapping[tuple[int, int], Array]
 
     def of(self, *, pattern: str | None = None, stage: int | None = None) -> list[Attention]:
@@ -147,10 +150,11 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
     if KERNELS[model.kernel].over_devices:  # equal to dense, but for a mesh, which maps don't need
         model = model.clone(kernel="chunked")
     logits, kept = _apply_capturing(model, params, clips)
-    attentions, pooled, sources, source = [], [], {}, None
+    attentions, pooled, shares, sources, source = [], [], [], {}, None
     for i, stage in enumerate(plan_stages(model)):
         captured, own = kept.get(f"stage_{i}", {}), params.get(f"stage_{i}", {})
         pooled.append(captured.get("pooled"))
+        shares.append(captured.get("shares"))
         sources[i, -1] = captured.get("reduce", {}).get("source")
         # Which places of the clip's grid the tokens come from, until the places are pooled.
         source = source if sources[i, -1] is None else sources[i, -1]
@@ -178,7 +182,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
         if stage["pool"] and "s" in stage["pool_axes"]:
             source = None
     sources = {key: value for key, value in sources.items() if value is not None}
-    return AttentionMaps(model, logits, tuple(attentions), tuple(pooled), sources)
+    return AttentionMaps(model, logits, tuple(attentions), tuple(pooled), tuple(shares), sources)
 
 
 def _told(stage: dict, layer: int, name: str, captured: Any, params: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from vivit.analysis.capture import Attention, AttentionMaps, add_extra, add_iden
 from vivit.attention import PATTERNS
 from vivit.attention.reduction import add_sizes
 from vivit.encoder import tie
-from vivit.layers import POOLS
 from vivit.plan import plan_stages
+from vivit.pools import POOLS
 
 Scalars = Float[Array, "B T S"]
 
@@ -24,7 +24,7 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
     reduction of tokens passes on what it takes. That is a linear map from the tokens to the
     readout, and its gradient is the rollout: no map of T·S x T·S is ever made. What ends in class
     tokens or registers is left out. A max readout counts each token by the channels in which it
-    is the largest.
+    is the largest; a readout that is an attention itself counts each by its weight.
     """
     if not 0 <= residual < 1:
         raise ValueError(f"{residual=} is not in [0, 1)")
@@ -59,7 +59,7 @@ def _through_stage(
     if stage["pool"] != "cls":
         take = partial(layout.without_extra, by_step=not stage["reduce"])
         values, sizes = take(values), take(sizes)
-    return _pool(values, sizes, maps.pooled[i], stage)
+    return _pool(values, sizes, maps.pooled[i], maps.shares[i], stage)
 
 
 def _pass_on(attention: Attention, values: Scalars, stage: dict, *, residual: float) -> Scalars:
@@ -78,7 +78,7 @@ def _mixed(attention: Attention, values: Scalars, *, residual: float) -> Scalars
 
 
 def _pool(
-    values: Scalars, sizes: Scalars, pooled: Array | None, stage: dict
+    values: Scalars, sizes: Scalars, pooled: Array | None, shares: Array | None, stage: dict
 ) -> Float[Array, "B T2 S2"]:
     if not stage["pool"]:
         return values
@@ -88,7 +88,9 @@ def _pool(
         hits = (pooled == pooled.max(axis=dims, keepdims=True)).astype(jnp.float32)
         share = (hits / hits.sum(axis=dims, keepdims=True)).mean(axis=-1)
         return (share * values).sum(axis=dims, keepdims=True)
-    if stage["pool"] == "mean":
+    if shares is not None:
+        return (shares * values).sum(axis=dims, keepdims=True)
+    if stage["pool"].startswith("mean"):
         values = values * (sizes / sizes.mean(axis=2, keepdims=True))
-    pool = partial(POOLS[stage["pool"]], axes=axes)
-    return pool(values[..., None])[..., 0]
+    reduce = POOLS["mean" if stage["pool"].startswith("mean") else stage["pool"]].reduce
+    return reduce(values[..., None], axes)[..., 0]

@@ -1,0 +1,70 @@
+"""What the Flax sources (ViT, big_vision, Scenic) have in common: the names of a transformer."""
+
+import numpy as np
+
+from vivit.pretrained.files import Arrays
+from vivit.pretrained.table import Rule, depth_of
+
+EMBEDDING = "embedding/kernel"
+
+
+def block_rules(encoder: str, stage: int, pattern: str) -> list[Rule]:
+    """Rules of an encoder's blocks and norm.
+
+    Linen numbers modules by kind (MlpBlock_0), the API before it all of a block together
+    (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3).
+    """
+    block, own = rf"{encoder}/encoderblock_(\d+)", rf"stage_{stage}/layer_\1"
+    return [
+        Rule(rf"{block}/LayerNorm_0/(scale|bias)", rf"{own}/norm_{pattern}/\2"),
+        Rule(
+            rf"{block}/MultiHeadDotProductAttention_[01]/(query|key|value|out)/(kernel|bias)",
+            rf"{own}/attention_{pattern}/\2/\3",
+        ),
+        Rule(rf"{block}/LayerNorm_[12]/(scale|bias)", rf"{own}/norm_mlp/\2"),
+        Rule(rf"{block}/MlpBlock_[03]/Dense_0/(kernel|bias)", rf"{own}/mlp/up/\2"),
+        Rule(rf"{block}/MlpBlock_[03]/Dense_1/(kernel|bias)", rf"{own}/mlp/down/\2"),
+        Rule(rf"{encoder}/encoder_norm/(scale|bias)", rf"stage_{stage}/norm/\1"),
+    ]
+
+
+EMBEDDING_AND_HEAD = [
+    Rule(EMBEDDING, "tubelet/kernel", lambda k: k[None] if k.ndim == 4 else k),
+    Rule("embedding/bias", "tubelet/bias"),
+    Rule(r"pre_logits/(kernel|bias)", r"pre_logits/\1"),
+    Rule(r"(?:head|output_projection)/(kernel|bias)", r"head/\1"),
+]
+
+
+def encoder_sizes(arrays: Arrays, encoder: str) -> dict[str, int]:
+    """depth, heads and mlp_dim of an encoder, read off its arrays. ValueError names what lacks."""
+    block = rf"{encoder}/encoderblock_(\d+)/"
+    depth = depth_of(list(arrays), block)
+    if not depth:
+        raise ValueError(f"there is no {encoder}/encoderblock_0/... among the arrays")
+    query = _find(arrays, f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_", "query/kernel")
+    hidden = _find(arrays, f"{encoder}/encoderblock_0/MlpBlock", "Dense_0/kernel")
+    if query.ndim != 3 or hidden.ndim != 2:
+        raise ValueError(f"{encoder} has a query kernel {query.shape} and an MLP {hidden.shape}")
+    return {"depth": depth, "heads": query.shape[1], "mlp_dim": hidden.shape[1]}
+
+
+def _find(arrays: Arrays, start: str, end: str) -> np.ndarray:
+    for name, array in arrays.items():
+        if name.startswith(start) and name.endswith(end):
+            return array
+    raise ValueError(f"missing: {start}.../{end}")
+
+
+def common_sizes(arrays: Arrays) -> dict[str, int | None]:
+    """width, classes and pre_logits."""
+    if EMBEDDING not in arrays or arrays[EMBEDDING].ndim not in (4, 5):
+        raise ValueError(f"missing: {EMBEDDING} of shape [(t,) h, w, C, D]")
+    heads = [arrays[n] for n in ("head/kernel", "output_projection/kernel") if n in arrays]
+    return {
+        "width": arrays[EMBEDDING].shape[-1],
+        "classes": heads[0].shape[-1] if heads else 0,
+        "pre_logits": arrays["pre_logits/kernel"].shape[-1]
+        if "pre_logits/kernel" in arrays
+        else None,
+    }

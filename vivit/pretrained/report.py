@@ -1,0 +1,51 @@
+"""What became of every array of a file and of every parameter of a model."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """action: loaded, transformed, resized, inflated, copied, zero, sliced or fresh. origin: the
+    array's name in the file, or ""."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    action: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Prints as a table. dropped: name in the file -> why. labels: names of the source's classes.
+    sha256: of every file that was read."""
+
+    source: str
+    path: str
+    rows: tuple[Row, ...]
+    dropped: dict[str, str]
+    notes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """action -> number of parameters; "dropped" -> number of arrays."""
+        counted = Counter(row.action for row in self.rows)
+        return dict(counted) | ({"dropped": len(self.dropped)} if self.dropped else {})
+
+    def summary(self) -> str:
+        counted = ", ".join(f"{n} {action}" for action, n in self.counts.items())
+        lines = [f"{self.path}: {self.source}, {counted}"]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __str__(self) -> str:
+        lines = [self.summary(), ""]
+        cells = [(row.parameter, str(list(row.shape)), row.action, row.origin) for row in self.rows]
+        cells += [("-", "", f"dropped: {why}", name) for name, why in self.dropped.items()]
+        header = ("parameter", "shape", "action", "from")
+        widths = [max(len(row[i]) for row in [header, *cells]) for i in range(4)]
+        for row in [header, *cells]:
+            padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(padded).rstrip())
+        return "\n".join(lines)

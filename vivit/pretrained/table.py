@@ -1,0 +1,142 @@
+"""A source's table: which array of its files is which parameter of ours, every one accounted for.
+
+Parameters are named by their path in an unrolled model: "stage_0/layer_3/norm_mlp/scale".
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vivit.pretrained.files import Archive, Arrays
+from vivit.registry import Registry
+
+
+class Rule(NamedTuple):
+    """pattern: of a whole name in the file. path: of the parameter, with the pattern's groups; ""
+    for an array that is dropped on purpose. transform: array -> array, or -> {path: array} for
+    arrays that hold several parameters; their paths follow `path`. why: it is dropped."""
+
+    pattern: str
+    path: str = ""
+    transform: Callable[[np.ndarray], np.ndarray | Arrays] | None = None
+    why: str = ""
+
+
+class Asked(NamedTuple):
+    """What a caller says of a source that its weights may not tell: the clip of its model."""
+
+    clip: tuple[int, int, int] | None = None
+
+
+@dataclass
+class Native:
+    """A source's model as it stands in its file, in our names.
+
+    origins: path -> the array's name there. changed: paths whose array was transformed. dropped:
+    name there -> why. groups: name -> (start, end) of classes, where the head is of several.
+    """
+
+    model_config: dict[str, Any]
+    params: Arrays = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: tuple[str, ...] = ()
+    groups: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Somebody's checkpoints. about: what they are. recognises: whether an archive is one. read:
+    (archive, asked) -> Native, or ValueError."""
+
+    name: str
+    about: str
+    recognises: Callable[[Archive], bool]
+    read: Callable[[Archive, Asked], Native]
+
+
+SOURCES: Registry[Source] = Registry("source")
+
+
+def source(name: str, *, about: str, recognises: Callable[[Archive], bool]) -> Callable:
+    """Registers the decorated function as the reader of a source."""
+
+    def register(read: Callable[[Archive, Asked], Native]) -> Callable:
+        SOURCES.add(name, Source(name, about, recognises, read))
+        return read
+
+    return register
+
+
+def apply_rules(native: Native, arrays: Arrays, rules: Sequence[Rule]) -> None:
+    """Fills `native` from arrays; takes them out of `arrays`, so that no two copies are held.
+
+    ValueError lists all that no rule or several rules match, and parameters that come twice.
+    """
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    problems = []
+    for name in list(arrays):
+        matches = [(m, rule) for regex, rule in compiled if (m := regex.fullmatch(name))]
+        if len(matches) != 1:
+            how = "matched by several rules" if matches else "unexpected"
+            problems.append(f"{how}: {name} {list(np.shape(arrays[name]))}")
+            continue
+        match, rule = matches[0]
+        array = arrays.pop(name)
+        if not rule.path:
+            native.dropped[name] = rule.why
+            continue
+        path = match.expand(rule.path)
+        try:
+            made = array if rule.transform is None else rule.transform(array)
+        except (ValueError, IndexError) as error:
+            problems.append(f"wrong shape: {name} {list(array.shape)} for {path} ({error})")
+            continue
+        parts = {path + tail: value for tail, value in made.items()} if isinstance(
+            made, dict
+        ) else {path: made}  # fmt: skip
+        for part, value in parts.items():
+            if part in native.params:
+                problems.append(f"doubly matched: {name} and {native.origins[part]} for {part}")
+                continue
+            native.params[part] = np.asarray(value, np.float32)
+            native.origins[part] = name
+            if rule.transform is not None or array.dtype != np.float32:
+                native.changed.add(part)
+    raise_problems(problems, "the file's arrays")
+
+
+def raise_problems(problems: Sequence[str], what: str) -> None:
+    """One ValueError of all problems, if there are any."""
+    if problems:
+        listed = "\n  ".join(sorted(problems)[:60])
+        more = f"\n  and {len(problems) - 60} more" if len(problems) > 60 else ""
+        raise ValueError(f"{len(problems)} problems with {what}:\n  {listed}{more}")
+
+
+def depth_of(names: Sequence[str], pattern: str) -> int:
+    """One more than the largest number that the pattern's only group has in the names, 0 for none.
+
+    A number left out is found later, as a missing parameter.
+    """
+    regex = re.compile(pattern)
+    numbers = [int(match[1]) for name in names if (match := regex.match(name))]
+    return max(numbers, default=-1) + 1
+
+
+def split_class_row(table: np.ndarray) -> Arrays:
+    """A position table [1, 1 + N, D] whose first row is the class token's."""
+    return {"class_token": table[0, :1], "table": table[0, 1:]}
+
+
+def square(n: int, what: str) -> int:
+    """The side of a square of n tokens. ValueError where there is none."""
+    side = round(n**0.5)
+    if side * side != n:
+        raise ValueError(f"{what} has {n} places, which are no square; give source_clip=(F, H, W)")
+    return side

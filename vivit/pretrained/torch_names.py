@@ -1,0 +1,141 @@
+"""What the HuggingFace sources have in common: PyTorch's layouts and transformers' configs.
+
+Files that transformers 4 wrote have other names than models have in memory in transformers 5
+("attention.attention.query" and "attention.q_proj"); tables match both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vivit.pretrained.files import Archive, Arrays
+from vivit.pretrained.table import Rule
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def is_model(*model_types: str) -> Callable[[Archive], bool]:
+    return lambda archive: archive.config.get("model_type") in model_types
+
+
+def transposed(weight: np.ndarray) -> np.ndarray:
+    """A linear layer's weight [out, in] as a kernel [in, out]."""
+    return weight.T
+
+
+def patches(weight: np.ndarray) -> np.ndarray:
+    """A convolution's weight [D, C, (t,) h, w] as a kernel [t, h, w, C, D]."""
+    weight = weight if weight.ndim == 5 else weight[:, :, None]
+    return weight.transpose(2, 3, 4, 1, 0)
+
+
+def to_heads(heads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A projection's weight [h·k, D] or bias [h·k] as a kernel [D, h, k] or bias [h, k]."""
+    return lambda array: array.T.reshape(*array.shape[1:], heads, -1)
+
+
+def from_heads(heads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """An output projection's weight [D, h·k] as a kernel [h, k, D]."""
+    return lambda weight: weight.T.reshape(heads, -1, weight.shape[0])
+
+
+def norm_rules(name: str, path: str, plus: float = 0.0) -> list[Rule]:
+    """plus: added to the weights, by models that multiply by 1 + weight."""
+    add = (lambda weight: weight.astype(np.float32) + np.float32(plus)) if plus else None
+    return [Rule(rf"{name}\.weight", f"{path}/scale", add), Rule(rf"{name}\.bias", f"{path}/bias")]
+
+
+def dense_rules(name: str, path: str) -> list[Rule]:
+    return [
+        Rule(rf"{name}\.weight", f"{path}/kernel", transposed),
+        Rule(rf"{name}\.bias", f"{path}/bias"),
+    ]
+
+
+def projection_rules(name: str, path: str, heads: int) -> list[Rule]:
+    return [
+        Rule(rf"{name}\.weight", f"{path}/kernel", to_heads(heads)),
+        Rule(rf"{name}\.bias", f"{path}/bias", to_heads(heads)),
+    ]
+
+
+def out_rules(name: str, path: str, heads: int) -> list[Rule]:
+    return [
+        Rule(rf"{name}\.weight", f"{path}/kernel", from_heads(heads)),
+        Rule(rf"{name}\.bias", f"{path}/bias"),
+    ]
+
+
+def attention_rules(names: Mapping[str, str], path: str, heads: int) -> list[Rule]:
+    """names: "query", "key", "value", "out" -> the pattern of the layer's name."""
+    rules = [
+        rule
+        for part in ("query", "key", "value")
+        for rule in projection_rules(names[part], f"{path}/{part}", heads)
+    ]
+    return rules + out_rules(names["out"], f"{path}/out", heads)
+
+
+def get(config: Mapping[str, Any], name: str, kind: type | tuple = int) -> Any:
+    """A value of config.json. ValueError where it is missing or of another type."""
+    if not isinstance(config.get(name), kind):
+        raise ValueError(f"config.json has {name}={config.get(name)!r}")
+    return config[name]
+
+
+def sizes(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """width, heads, mlp_dim, activation, norm_epsilon, by transformers' usual names."""
+    names = {
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "mlp_dim": "intermediate_size",
+        **names,
+    }
+    act = get(config, "hidden_act", str)
+    if act not in ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act={act!r}; known: {', '.join(ACTIVATIONS)}")
+    return {
+        **{ours: get(config, theirs) for ours, theirs in names.items()},
+        "activation": ACTIVATIONS[act],
+        "norm_epsilon": float(get(config, "layer_norm_eps", float)),
+    }
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Height and width of a size that may be one number for both."""
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes, or () where they are only numbered."""
+    names = config.get("id2label") or {}
+    listed = tuple(str(names[key]) for key in sorted(names, key=int))
+    return () if all(name == f"LABEL_{i}" for i, name in enumerate(listed)) else listed
+
+
+def pixels(archive: Archive, mean: Any, std: Any) -> dict[str, tuple[float, ...]]:
+    """The normalisation of the image processor's config, or the published one."""
+    config = archive.config
+    return {
+        "pixel_mean": tuple(map(float, config.get("image_mean") or mean)),
+        "pixel_std": tuple(map(float, config.get("image_std") or std)),
+    }
+
+
+def head_classes(arrays: Arrays) -> int:
+    return arrays["classifier.weight"].shape[0] if "classifier.weight" in arrays else 0
+
+
+HEAD = dense_rules("classifier", "head")
