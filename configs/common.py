@@ -44,6 +44,19 @@ def get_config() -> ConfigDict:
         "scan": False,
         "remat": "none",
     }
+    config.init = {  # vivit.pretrained.load: the weights that a run starts from
+        "path": "",  # a file, a folder or a run; "" for none
+        "source": "auto",
+        "source_clip": placeholder(tuple),
+        "head": "auto",
+        "inflation": "central_frame",
+        "positions": "linear",
+        "time_attention": "zero_out",
+        "class_token": "keep",
+        "checkpoint": "best",
+        "allow": (),  # model fields that may differ from what the weights were trained with
+        "sha256": (),  # of the files; filled in when a run starts
+    }
     config.data = {  # vivit.data: open_split and train_batches
         "name": "moving_digits",
         "root": "data",
@@ -62,6 +75,8 @@ def get_config() -> ConfigDict:
         "b2": 0.999,
         "momentum": 0.9,
         "weight_decay": 0.05,
+        "layer_decay": 1.0,  # of the learning rate, from each layer to the one before it
+        "freeze": (),  # regexes of the paths of parameters that stay as they are
     }
     config.train = {  # vivit.train
         "steps": 500,

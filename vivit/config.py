@@ -70,7 +70,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     if not isinstance(config, ConfigDict):
         getattr(config, "seed", None)  # a file that failed to load raises its own error here
         raise ValueError(f"get_config() of {file} returns a {type(config).__name__}, no ConfigDict")
-    return _freeze(json.loads(config.to_json()))
+    return freeze(json.loads(config.to_json()))
 
 
 def import_modules(config: Any) -> None:
@@ -82,7 +82,7 @@ def import_modules(config: Any) -> None:
             raise ValueError(f"config.imports names {name!r}: {error}") from error
 
 
-def _freeze(values: dict[str, Any]) -> FrozenConfigDict:
+def freeze(values: dict[str, Any]) -> FrozenConfigDict:
     """A config from JSON. Mappings in lists, as stages are, become pairs: it can hold no others."""
 
     def convert(value: Any, in_list: bool) -> Any:
@@ -121,7 +121,7 @@ def read_workdir(workdir: str | Path) -> FrozenConfigDict:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; train one with vivit.train")
-    config = _freeze(json.loads(path.read_text()))
+    config = freeze(json.loads(path.read_text()))
     import_modules(config)
     return config
 

@@ -156,7 +156,7 @@ class ViViT(nn.Module):
 
 def build(model_config: Mapping[str, Any] | ConfigDict) -> ViViT:
     """The model of a config, checked: ValueError says what is wrong and what would do."""
-    given = {name: _plain(value) for name, value in dict(model_config).items()}
+    given = {name: as_tuples(value) for name, value in dict(model_config).items()}
     fields = {f.name: f for f in dataclasses.fields(ViViT) if f.name not in ("parent", "name")}
     wrong = sorted(set(given) - set(fields))
     if wrong:
@@ -255,12 +255,12 @@ def _check_shapes(model: ViViT) -> None:
         registry[name]  # raises for an unknown name
 
 
-def _plain(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Lists and mappings, as JSON gives them, become tuples: Flax fields must be hashable."""
     if isinstance(value, (list, tuple)):
-        return tuple(_plain(item) for item in value)
+        return tuple(as_tuples(item) for item in value)
     if hasattr(value, "items"):
-        return tuple((key, _plain(item)) for key, item in value.items())
+        return tuple((key, as_tuples(item)) for key, item in value.items())
     return value
 
 

@@ -62,6 +62,13 @@ def make_init(
     return init
 
 
+def start_from(state: TrainState, params: Params) -> TrainState:
+    """A state at step 0 with these parameters, placed as its own were."""
+    place = lambda new, old: jax.device_put(jnp.asarray(new, old.dtype, copy=True), old.sharding)
+    averaged = None if state.averaged is None else jax.tree.map(place, params, state.averaged)
+    return replace(state, params=jax.tree.map(place, params, state.params), averaged=averaged)
+
+
 def make_train_step(
     model: ViViT,
     optimizer: optax.GradientTransformation,

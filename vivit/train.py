@@ -39,7 +39,8 @@ from vivit.evaluate import check_batch_size, check_split, local_batches, score
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
-from vivit.step import TrainState, make_eval_step, make_init, make_train_step
+from vivit.pretrained.start import load_for_run
+from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
 
 
 def train(config: Any, workdir: str | Path) -> TrainState:
@@ -56,6 +57,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             for name in ("train", "validation")
         ]
         check_split(splits[0], config.model)
+        config, loaded = load_for_run(config, workdir)
         parallel = make_parallel(**config.parallel)
         check_batch_size(config.data.batch_size, parallel.devices, len(splits[0].records))
         for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
@@ -73,6 +75,9 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         _check_tokens_split(model, parallel)
         state = parallel.init(init, config.seed)
         folder = claim_workdir(workdir, config)
+        if loaded is not None:
+            state = start_from(state, loaded.params)
+            write_atomically(folder / "init.txt", f"{loaded.report}\n")
 
         with (
             stop_signals() as stop,  # first, so that the last save ends before signals kill again

@@ -24,10 +24,11 @@ from vivit.pretrained import (
     vit,
 )
 from vivit.pretrained.adapt import Surgery, adapt, with_head
+from vivit.pretrained.export import export
 from vivit.pretrained.report import Report, Row
 from vivit.pretrained.table import SOURCES, Asked, Native, Source
 
-__all__ = ["SOURCES", "Pretrained", "Report", "Row", "load"]
+__all__ = ["SOURCES", "Pretrained", "Report", "Row", "export", "load"]
 
 _TABLES = (vit, scenic, hf_vivit, hf_timesformer, hf_videomae, hf_vjepa2, hf_videoprism, own)
 SIZE_FIELDS = ("width", "depth", "heads", "mlp_dim")
@@ -110,7 +111,14 @@ def load(
     tree = unflatten_dict(params, sep="/")
     tree = stack_layers(tree) if model_config.get("scan") else tree
     report = Report(
-        found.name, str(path), tuple(rows), dropped, tuple(native.notes), labels, archive.sha256
+        found.name,
+        str(path),
+        tuple(rows),
+        dropped,
+        tuple(native.notes),
+        labels,
+        native.model_config,
+        archive.sha256,
     )
     return Pretrained(model_config, tree, report)
 

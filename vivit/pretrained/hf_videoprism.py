@@ -76,12 +76,12 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
         *_layer_rules(SPATIAL, 0, "space", heads),
         *_layer_rules(TEMPORAL, 1, "time", heads),
         *_layer_rules(AUXILIARY, 2, "joint", heads),
-        *norm_rules(rf"{ROOT}layernorm1", "stage_0/norm", plus=1),
-        *norm_rules(rf"{ROOT}layernorm2", "stage_1/norm", plus=1),
+        *norm_rules(rf"{ROOT}layernorm1", "stage_0/norm", plus=1.0),
+        *norm_rules(rf"{ROOT}layernorm2", "stage_1/norm", plus=1.0),
         Rule(rf"{VIDEO}head\.pooling_attention_query", f"{pool}/query_token", lambda x: x[0]),
         Rule(rf"{VIDEO}head\.per_dim_scale", f"{pool}/scale"),
         *out_rules(rf"{VIDEO}head\.o_proj", f"{pool}/out", heads),
-        *norm_rules(rf"{VIDEO}head_layernorm", f"{pool}/norm", plus=1),
+        *norm_rules(rf"{VIDEO}head_layernorm", f"{pool}/norm", plus=1.0),
         Rule(r"text_model\..*", why="the text encoder"),
         *HEAD,
     ]
@@ -110,8 +110,8 @@ def _layer_rules(layer: str, stage: int, pattern: str, heads: int) -> list[Rule]
     names["out"] = rf"{layer}\.attention\.o_proj"
     return [
         *attention_rules(names, f"{own}/attention_{pattern}", heads),
-        *norm_rules(rf"{layer}\.layernorm_before", f"{own}/norm_{pattern}", plus=1),
-        *norm_rules(rf"{layer}\.layernorm_after", f"{own}/norm_mlp", plus=1),
+        *norm_rules(rf"{layer}\.layernorm_before", f"{own}/norm_{pattern}", plus=1.0),
+        *norm_rules(rf"{layer}\.layernorm_after", f"{own}/norm_mlp", plus=1.0),
         *dense_rules(rf"{layer}\.mlp\.fc1", f"{own}/mlp/up"),
         *dense_rules(rf"{layer}\.mlp\.fc2", f"{own}/mlp/down"),
     ]

@@ -9,7 +9,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vivit.checkpoint import Checkpoints
-from vivit.model import unstack_layers
+from vivit.model import as_tuples, unstack_layers
 from vivit.pretrained.files import Archive, Arrays, read_json, sha256
 from vivit.pretrained.table import Asked, Native, source
 
@@ -71,7 +71,7 @@ def read_own(archive: Archive, asked: Asked) -> Native:
         tree = unstack_layers(tree)
     arrays = flatten_dict(tree, sep="/")
     native = Native(
-        dict(config),
+        {name: as_tuples(value) for name, value in config.items()},
         params=arrays,
         origins={path: path.replace("/", separator) for path in arrays},
         labels=tuple(archive.config.get("labels", ())),

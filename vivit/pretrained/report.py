@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -17,8 +17,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Prints as a table. dropped: name in the file -> why. labels: names of the source's classes.
-    sha256: of every file that was read."""
+    """Prints as a table. dropped: name in the file -> why. labels: names of the model's classes.
+    source_config: the model as the file has it.     sha256: of every file that was read."""
 
     source: str
     path: str
@@ -26,6 +26,7 @@ class Report:
     dropped: dict[str, str]
     notes: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    source_config: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,152 @@
+"""HuggingFace folders as transformers writes them: logits, all hidden states, all attentions."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import vivit
+from vivit import pretrained
+from vivit.analysis import capture
+from vivit.encoder import Block
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(GOLDEN.glob("hf_*"))
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(autouse=True)
+def _highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def run(loaded, clips):
+    """(logits, tokens after each block as [sets, n, D])"""
+    model = vivit.build(loaded.model_config)
+    logits, kept = model.apply(
+        {"params": loaded.params},
+        clips,
+        capture_intermediates=lambda module, _: isinstance(module, Block),
+        mutable=["intermediates"],
+    )
+    states = []
+    for stage in sorted(kept.get("intermediates", {})):
+        layers = kept["intermediates"][stage]
+        for layer in sorted(layers, key=lambda name: int(name[6:])):
+            states.append(np.asarray(layers[layer]["__call__"][0][0].x))
+    return logits, states
+
+
+def as_theirs(x, theirs, name):
+    """Tokens [B, T, S, D] in the order of a source's array."""
+    b, t, s, d = x.shape
+    if "timesformer_divided" in name:  # one class token, then (y x) t
+        places = x[:, :, 1:].transpose(0, 2, 1, 3).reshape(b, -1, d)
+        return np.concatenate([x[:, 0, :1], places], axis=1)
+    if "timesformer_joint" in name:
+        frames = 4
+        places = x[:, 0, 1:].reshape(b, frames, -1, d).transpose(0, 2, 1, 3).reshape(b, -1, d)
+        return np.concatenate([x[:, 0, :1], places], axis=1)
+    if theirs.shape[0] == b * t:
+        return x.reshape(b * t, s, d)
+    return x.reshape(b, t * s, d)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_logits_and_hidden_states(folder):
+    out = np.load(folder / "outputs.npz")
+    loaded = pretrained.load(folder)
+    logits, states = run(loaded, out["input"])
+    hidden = [out[k] for k in sorted(out.files) if k.startswith("hidden_states/")]
+    assert len(states) >= len(hidden) - 1
+    for i, theirs in enumerate(hidden[1:]):
+        if "videoprism" in folder.name and i + 2 == len(hidden):
+            break  # transformers puts the normed tokens last
+        ours = as_theirs(states[i], theirs, folder.name)
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, err_msg=f"layer {i}")
+    if "timesformer_space" in folder.name:  # theirs: of every frame
+        expected = out["logits"].reshape(2, 4, -1).mean(axis=1)
+    elif "logits" in out.files:
+        expected = out["logits"].reshape(2, -1)
+    elif "pooler_output" in out.files:
+        expected = out["pooler_output"].reshape(2, -1)
+    else:
+        expected = out["last_hidden_state"].mean(axis=1)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_attentions(folder):
+    out = np.load(folder / "outputs.npz")
+    loaded = pretrained.load(folder)
+    maps = capture(vivit.build(loaded.model_config), loaded.params, out["input"])
+    ours = [a for a in maps.attentions if a.pattern != "divided_time"]
+    theirs = [out[k] for k in sorted(out.files) if k.startswith("attentions/")]
+    for attention, expected in zip(ours, theirs, strict=False):
+        weights = np.asarray(attention.weights())  # [B, h, Tq, Sq, Tk, Sk], no class token
+        b, h, t, s = weights.shape[:4]
+        extra = "vivit" in folder.name or "timesformer" in folder.name
+        expected = expected[:, :, extra:, extra:]
+        if attention.pattern == "space":
+            own = np.stack([weights[:, :, i, :, i] for i in range(t)], axis=1)
+            own = own.reshape(b * t, h, s, s)
+        elif attention.pattern == "time":
+            own = np.stack([weights[:, :, :, i, :, i] for i in range(s)], axis=1)
+            own = own.reshape(b * s, h, t, t)
+        elif "timesformer" in folder.name:
+            own = weights.transpose(0, 1, 3, 2, 5, 4).reshape(b, h, t * s, t * s)
+        else:
+            own = weights.reshape(b, h, t * s, t * s)
+        np.testing.assert_allclose(own, expected, atol=TOLERANCE)
+
+
+def test_names_of_transformers_5_load_too(tmp_path):
+    """What a model has in memory there, where files keep the names of transformers 4."""
+    shutil.copytree(GOLDEN / "hf_vivit", tmp_path / "new")
+    old = load_file(tmp_path / "new/model.safetensors")
+    renamed = {}
+    for name, array in old.items():
+        for before, after in (
+            ("encoder.layer.", "layers."),
+            ("attention.attention.query", "attention.q_proj"),
+            ("attention.attention.key", "attention.k_proj"),
+            ("attention.attention.value", "attention.v_proj"),
+            ("attention.output.dense", "attention.o_proj"),
+            ("intermediate.dense", "mlp.fc1"),
+            ("output.dense", "mlp.fc2"),
+        ):
+            name = name.replace(before, after)
+        renamed[name] = array
+    assert set(renamed) & set(old) < set(old)
+    save_file(renamed, tmp_path / "new/model.safetensors")
+    new, before = (pretrained.load(p).params for p in (tmp_path / "new", GOLDEN / "hf_vivit"))
+    jax.tree.map(np.testing.assert_array_equal, new, before)
+
+
+def test_uint8_clips_are_normalised_as_the_source_does():
+    """VideoMAE's processor: ImageNet's mean and deviation of values in [0, 1]."""
+    loaded = pretrained.load(GOLDEN / "hf_videomae")
+    model = vivit.build(loaded.model_config)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3)).astype(np.uint8)
+    floats = (clips / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    apply = lambda x: model.apply({"params": loaded.params}, x)
+    np.testing.assert_allclose(apply(clips), apply(floats.astype(np.float32)), atol=1e-4)
+
+
+def test_the_image_processors_numbers_come_first(tmp_path):
+    shutil.copytree(GOLDEN / "hf_videomae", tmp_path / "own")
+    numbers = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "own/preprocessor_config.json").write_text(json.dumps(numbers))
+    loaded = pretrained.load(tmp_path / "own")
+    assert loaded.model_config["pixel_mean"] == (0.1, 0.2, 0.3)
+    assert loaded.model_config["pixel_std"] == (0.4, 0.5, 0.6)
+    assert set(loaded.report.sha256) == {
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    }

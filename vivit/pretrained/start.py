@@ -1,0 +1,60 @@
+"""The weights that a training run starts from: `config.init`."""
+
+import json
+import logging
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+
+from vivit.config import freeze
+from vivit.model import ViViT
+from vivit.pretrained import Pretrained, load
+
+log = logging.getLogger(__name__)
+
+# Fields that no parameter's shape shows, and without which weights mean something else.
+MEANING = ("activation", "norm_epsilon", "rope", "soft_cap", "pixel_mean", "pixel_std")
+
+
+def load_for_run(
+    config: FrozenConfigDict, workdir: str | Path
+) -> tuple[FrozenConfigDict, Pretrained | None]:
+    """The config with the hashes of `config.init.path`'s files, and the weights for its model.
+
+    None where there is no such path, and for a run that has a checkpoint of its own: the file may
+    be gone by then. ValueError where the model computes something else with the same weights.
+    """
+    if not config.init.path:
+        return config, None
+    there = Path(workdir)
+    if (there / "config.json").exists() and any(there.glob("checkpoints/[0-9]*")):
+        recorded = json.loads((there / "config.json").read_text()).get("init", {})
+        return _with_hashes(config, recorded.get("sha256", [])), None
+    options = {k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")}
+    loaded = load(config.init.path, model=dict(config.model), seed=config.seed, **options)
+    _check_meaning(config, loaded)
+    log.info("%s", loaded.report.summary())
+    hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
+    return _with_hashes(config, hashes), loaded
+
+
+def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDict:
+    values = json.loads(config.to_json())
+    values["init"]["sha256"] = hashes
+    return freeze(values)
+
+
+def _check_meaning(config: FrozenConfigDict, loaded: Pretrained) -> None:
+    default = {name: getattr(ViViT, name) for name in MEANING}
+    source = {**default, **loaded.report.source_config}
+    wrong = [
+        f"--config.model.{name}={source[name]!r}, not {config.model[name]!r}"
+        for name in MEANING
+        if source[name] != config.model[name] and name not in config.init.allow
+    ]
+    if wrong:
+        listed = "\n  ".join(wrong)
+        raise ValueError(
+            f"the weights of {config.init.path} were trained with:\n  {listed}\n"
+            "Set these, or name the fields in config.init.allow to train with the others."
+        )
