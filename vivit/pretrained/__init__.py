@@ -70,7 +70,7 @@ def load(
     source_clip: the clip that the weights were trained with, where they can't tell.
     head: "auto" keeps the head if it has as many classes as wanted and replaces it by zeros
         otherwise; "keep"; "replace"; names of classes, or of a group of them ("nouns"), to slice.
-    inflation: a name of INFLATIONS, from a patch kernel to a tubelet's.
+    inflation: a name of INFLATIONS, from a patch kernel to a tubelet's; or "fresh".
     positions: a name of RESIZES, from one grid to another: over time, rows and columns each.
     time_attention: for attention over time that the source has not: "zero_out" copies the source's
         attention, with an output of zeros, so that the model starts as the source's of every frame

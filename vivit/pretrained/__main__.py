@@ -53,7 +53,7 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
         "--source-clip", type=_clip, metavar="FxHxW", help="the file's, if it can't tell"
     )
     parser.add_argument("--head", default="auto", help="auto, keep, replace, or names, with commas")
-    parser.add_argument("--inflation", default="central_frame", choices=sorted(INFLATIONS))
+    parser.add_argument("--inflation", default="central_frame", choices=[*INFLATIONS, "fresh"])
     parser.add_argument("--positions", default="linear", choices=sorted(RESIZES))
     parser.add_argument("--time-attention", default="zero_out", choices=TIME_ATTENTION)
     parser.add_argument("--class-token", default="keep", choices=CLASS_TOKEN)

@@ -42,7 +42,8 @@ class Surgery:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        INFLATIONS[self.inflation]  # raises for an unknown name, as the next does
+        if self.inflation != "fresh":
+            INFLATIONS[self.inflation]  # raises for an unknown name, as the next does
         RESIZES[self.positions]
         for name, known in (("time_attention", TIME_ATTENTION), ("class_token", CLASS_TOKEN)):
             if getattr(self, name) not in known:
@@ -171,6 +172,9 @@ class _Adaptation:
 
     def _fill_tubelet(self, path: str) -> None:
         kernel, steps = self.native.params[path], self.wanted[path][0]
+        if kernel.shape[0] != steps and self.surgery.inflation == "fresh":
+            self.leave_fresh(path)
+            return
         action = "loaded" if kernel.shape[0] == steps else "inflated"
         self.take(path, path, action, inflate(kernel, steps, method=self.surgery.inflation))
 
@@ -278,6 +282,8 @@ class _Adaptation:
 
     def _why_dropped(self, path: str) -> str:
         parts = path.split("/")
+        if path == "tubelet/kernel":
+            return "the tubelet kernel starts afresh, as asked"
         if parts[0] == "head":
             return "the head is replaced" if self.model.classes else "the model has no head"
         if parts[0] == "pre_logits" and not self.model.pre_logits:
