@@ -2,7 +2,7 @@
 
     python -m experiments.launch --config=configs/image_digits.py --sweep=seeds
 
-About a minute a run on two CPU cores. `configs/transfer_digits.py` starts from these runs;
+About three minutes a run on two CPU cores. `configs/transfer_digits.py` starts from these runs;
 docs/pretrained.md has the scores.
 """
 
@@ -17,7 +17,7 @@ def get_config():
     config.model.update(family="joint", embedding="uniform_frames", classes=10)
     config.model.tubelet = (16, 8, 8)
     config.data.label = "digit"
-    config.train.update(steps=800, eval_every=200, checkpoint_every=200)
+    config.train.update(steps=4000, eval_every=500, checkpoint_every=500)
     return config
 
 

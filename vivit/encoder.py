@@ -324,8 +324,9 @@ class Stage(nn.Module):
 
     def _pool(self, x: Grid) -> NewGrid:
         pool = POOLS[self.pool]
-        if pool.module is None:
+        if pool.reduce is not None:
             return pool.reduce(x, self.pool_axes)
+        assert pool.module is not None, self.pool
         own = self.fields
         fields = PoolFields(
             own.heads, own.qkv_bias, self.mlp_dim, self.activation, own.norm_epsilon, own.dtype

@@ -78,7 +78,7 @@ class MeanThenNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Grid, axes: str) -> Pooled:
         norm = nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm")
-        return Pooled(norm(POOLS["mean"].reduce(x.astype(jnp.float32), axes)))
+        return Pooled(norm(_over(jnp.mean, x.astype(jnp.float32), axes)))
 
 
 def _attend_once(

@@ -92,5 +92,7 @@ def _pool(
         return (shares * values).sum(axis=dims, keepdims=True)
     if stage["pool"].startswith("mean"):
         values = values * (sizes / sizes.mean(axis=2, keepdims=True))
-    reduce = POOLS["mean" if stage["pool"].startswith("mean") else stage["pool"]].reduce
+        return values.mean(axis=dims, keepdims=True)
+    reduce = POOLS[stage["pool"]].reduce
+    assert reduce is not None, stage["pool"]
     return reduce(values[..., None], axes)[..., 0]

@@ -307,7 +307,7 @@ class _Adaptation:
 
         @jax.jit
         def draw(key: jax.Array) -> dict[str, jax.Array]:
-            flat = flatten_dict(model.init(key, clips)["params"], sep="/")
+            flat: dict[str, Any] = flatten_dict(model.init(key, clips)["params"], sep="/")
             return {path: flat[path] for path in self.fresh}
 
         drawn = draw(jax.random.key(self.surgery.seed))
@@ -315,10 +315,8 @@ class _Adaptation:
 
 
 def _shapes(model: ViViT) -> dict[str, tuple[int, ...]]:
-    return {
-        path: tuple(leaf.shape)
-        for path, leaf in flatten_dict(abstract_params(model), sep="/").items()
-    }
+    flat: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def _first_axis(leaf: str, stage: dict) -> int:

@@ -87,14 +87,13 @@ HF_ACTIVATIONS = {"gelu_tanh": "gelu_fast", "gelu": "gelu", "relu": "relu", "sil
 @WRITERS.register("hf_vivit")
 def _hf_vivit(model: ViViT, config, flat: Arrays, labels) -> tuple[Arrays, dict[str, Any]]:
     _check_is_hf_vivit(model)
-    t, h, w = model.tubelet
     about = {
         "architectures": ["VivitForVideoClassification"],
         "model_type": "vivit",
         "dtype": "float32",
         "image_size": model.clip[1] if model.clip[1] == model.clip[2] else list(model.clip[1:]),
         "num_frames": model.clip[0],
-        "tubelet_size": [t, h, w],
+        "tubelet_size": list(model.tubelet),
         "num_channels": 3,
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,

@@ -190,7 +190,7 @@ def _read_shards(index: Path) -> Arrays:
 
 def _read_torch(file: Path) -> Arrays:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             f"{file} is a PyTorch file: install torch to read it, or convert it to safetensors"

@@ -75,7 +75,7 @@ def zoom(table: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
     factors = [new / old for new, old in zip(lengths, table.shape, strict=False)]
     if all(factor == 1 for factor in factors):
         return table
-    return scipy.ndimage.zoom(table, (*factors, 1), order=1)
+    return np.asarray(scipy.ndimage.zoom(table, (*factors, 1), order=1))
 
 
 @RESIZES.register("tile")

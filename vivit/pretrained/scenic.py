@@ -197,7 +197,7 @@ def _joint_clip(tokens: int, tubelet, asked: Asked) -> tuple[int, int, int]:
     t, h, w = tubelet
     for clip in (asked.clip, PUBLISHED_CLIP):
         if clip and _count(clip, tubelet) == tokens:
-            return tuple(clip)
+            return clip
     sides = [s for s in range(1, tokens + 1) if tokens % (s * s) == 0]
     clips = [(tokens // s**2 * t, s * h, s * w) for s in sides]
     if len(clips) == 1:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -30,7 +32,9 @@ def load_for_run(
     if (there / "config.json").exists() and any(there.glob("checkpoints/[0-9]*")):
         recorded = json.loads((there / "config.json").read_text()).get("init", {})
         return _with_hashes(config, recorded.get("sha256", [])), None
-    options = {k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")}
+    options: dict[str, Any] = {
+        k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")
+    }
     loaded = load(config.init.path, model=dict(config.model), seed=config.seed, **options)
     _check_meaning(config, loaded)
     log.info("%s", loaded.report.summary())
@@ -46,11 +50,12 @@ def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDic
 
 def _check_meaning(config: FrozenConfigDict, loaded: Pretrained) -> None:
     default = {name: getattr(ViViT, name) for name in MEANING}
-    source = {**default, **loaded.report.source_config}
+    source: dict[str, Any] = {**default, **loaded.report.source_config}
+    model: Mapping[str, Any] = config.model.to_dict()
     wrong = [
-        f"--config.model.{name}={source[name]!r}, not {config.model[name]!r}"
+        f"--config.model.{name}={source[name]!r}, not {model[name]!r}"
         for name in MEANING
-        if source[name] != config.model[name] and name not in config.init.allow
+        if source[name] != model[name] and name not in config.init.allow
     ]
     if wrong:
         listed = "\n  ".join(wrong)

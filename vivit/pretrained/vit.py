@@ -102,7 +102,8 @@ def _grid(n: int, patch: tuple[int, int], asked: Asked) -> tuple[int, int]:
         grid = (asked.clip[1] // patch[0], asked.clip[2] // patch[1])
         if grid[0] * grid[1] == n:
             return grid
-    return (square(n, "the position table"),) * 2
+    side = square(n, "the position table")
+    return side, side
 
 
 def _map_rules() -> list[Rule]:

@@ -1,0 +1,80 @@
+"""python -m experiments.reached FOLDER --accuracy 0.5 0.9: how soon runs get there.
+
+The step at which the validation accuracy of a sweep's runs first reaches each level, and their
+test accuracy at the end. Runs that differ in nothing but the seed, and in the seed's own
+weights to start from, share a row.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+
+def read_run(folder: Path, levels: list[float]) -> dict[str, Any] | None:
+    """The steps at which a run reached the levels (None where it never did) and its test score;
+    None for a run that is not evaluated."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scores = sorted(folder.glob("eval/test_*.json"))
+    if not scores:
+        return None
+    curve = [(x["step"], x["top1"]) for x in lines if x["split"] == "validation"]
+    config = json.loads((folder / "config.json").read_text())
+    name = config["init"]["inflation"] if config["init"]["path"] else "from scratch"
+    reached = [next((step for step, top1 in curve if top1 >= level), None) for level in levels]
+    test = 100 * json.loads(scores[-1].read_text())["top1"]
+    return {"name": name, "seed": config["seed"], "reached": reached, "test": test}
+
+
+def table(runs: list[dict[str, Any]], levels: list[float]) -> str:
+    """Markdown: medians over the seeds, with each seed's step in brackets."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run["name"]].append(run)
+    head = ["start", "seeds", *(f"steps to {level:.0%}" for level in levels), "test top-1 (%)"]
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    for name, members in groups.items():
+        members.sort(key=lambda run: run["seed"])
+        cells = [name, str(len(members))]
+        cells += [_steps([run["reached"][i] for run in members]) for i in range(len(levels))]
+        tests = [run["test"] for run in members]
+        spread = f" ± {statistics.stdev(tests):.2f}" if len(tests) > 1 else ""
+        lines.append(_line([*cells, f"{statistics.mean(tests):.2f}{spread}"]))
+    return "\n".join(lines) + "\n"
+
+
+def _steps(reached: list[int | None]) -> str:
+    """A run that never got there counts as later than all."""
+    middle = statistics.median_high(step if step is not None else sys.maxsize for step in reached)
+    each = ", ".join("never" if step is None else str(step) for step in reached)
+    return f"{'never' if middle == sys.maxsize else middle} ({each})"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.reached", description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a sweep, such as runs/transfer_digits/start")
+    parser.add_argument("--accuracy", type=float, nargs="+", default=[0.5, 0.9])
+    arguments = parser.parse_args(argv)
+    folders = sorted(path.parent for path in arguments.folder.rglob("metrics.jsonl"))
+    runs = [read_run(folder, arguments.accuracy) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if run is None:
+            print(f"left out: {folder}: not evaluated on test", file=sys.stderr)
+    done = [run for run in runs if run is not None]
+    if not done:
+        raise ValueError(f"no finished runs in {arguments.folder}")
+    print(table(done, arguments.accuracy), end="")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
