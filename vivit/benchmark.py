@@ -7,13 +7,17 @@ to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and O
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import vivit
+from vivit import pretrained
 from vivit.attention import KERNELS, PATTERNS
 from vivit.config import run_command, write_atomically
-from vivit.cost import count_multiply_adds, count_products
+from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
+from vivit.pretrained.export import WRITERS
 from vivit.registry import Registry
 
 # Matrix products a second in bfloat16, dense, of one chip, in TFLOP/s; from the makers' data
@@ -110,6 +116,13 @@ def bfloat16_models() -> Iterator[Case]:
     yield _fused("joint", "L/16x2", 1, clip=(128, 224, 224))
 
 
+@SUITES.register("weights")
+def weights_in_and_out() -> Iterator[Case]:
+    """Loading a B/16x2 joint model and writing it, for each format that has an export."""
+    for form in WRITERS:
+        yield {"kind": "weights", "form": form}
+
+
 def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
     fields = {"kernel": "fused", "dtype": "bfloat16", **fields}
     return model_case("train", batch, family=family, size=size, **fields)
@@ -120,6 +133,8 @@ def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
 
 def measure(case: Case, *, repeats: int) -> dict[str, Any]:
     """What one case takes. Times are medians over `repeats` runs after one that warms up."""
+    if case["kind"] == "weights":
+        return measure_weights(case["form"])
     function, arguments, work = KINDS[case["kind"]](case)
     begun = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=work.get("donated", ())).lower(*arguments)
@@ -174,6 +189,43 @@ def _memory() -> int:
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def measure_weights(form: str) -> dict[str, Any]:
+    """Seconds of writing and of loading a B/16x2 joint model, and by how many times its size the
+    process grew at most while it loaded."""
+    config = {**BASE, "family": "joint", "readout": "cls"}
+    with tempfile.TemporaryDirectory() as folder:
+        # By another process, so that what it needs is not counted.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as other:
+            written = other.submit(_write_weights, Path(folder, "model"), config, form).result()
+        size = Path(folder, "model/model.safetensors").stat().st_size
+        before, began, spent = _resident(), time.perf_counter(), time.process_time()
+        loaded = pretrained.load(Path(folder, "model"))
+        jax.block_until_ready(loaded.params)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - spent
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {
+        "file_bytes": size,
+        "write_seconds": written,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_times_file": peak / size,
+    }
+
+
+def _write_weights(folder: Path, config: dict[str, Any], form: str) -> float:
+    params = _random(abstract_params(vivit.build(config)))
+    began = time.perf_counter()
+    pretrained.export(folder, config, params, to=form)
+    return time.perf_counter() - began
+
+
+def _resident() -> int:
+    """Bytes of this process in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _attention(case: Case) -> tuple[Callable, tuple, dict]:
@@ -265,6 +317,9 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "trace + compile": lambda r: (
         f"{r['trace_seconds'] + r['compile_seconds']:.1f} s" if "trace_seconds" in r else ""
     ),
+    "file": lambda r: _megabytes(r.get("file_bytes")),
+    "written in": lambda r: f"{r['write_seconds']:.1f} s" if "write_seconds" in r else "",
+    "peak memory / file": lambda r: f"{r['peak_times_file']:.2f}" if "peak_times_file" in r else "",
     "": lambda r: r.get("error") or r.get("not_run") or "",
 }
 
@@ -274,6 +329,8 @@ def _megabytes(count: int | None) -> str:
 
 
 def name_of(case: Case) -> str:
+    if case["kind"] == "weights":
+        return f"load {case['form']}, joint, B/16x2"
     if case["kind"] == "attention":
         n = int(np.prod(case["grid"]))
         return f"{case['pattern']}, {case['kernel']}, N={n:,}, {case['dtype']}"
