@@ -9,6 +9,10 @@ from tests.conftest import ROOT
 from vivit.attention import KERNELS, PATTERNS
 from vivit.attention.reduction import REDUCTIONS
 from vivit.plan import FAMILIES
+from vivit.pretrained import SOURCES
+from vivit.pretrained.adapt import CLASS_TOKEN, TIME_ATTENTION
+from vivit.pretrained.resize import INFLATIONS, RESIZES
+from vivit.pretrained.start import MEANING
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "attention.md").read_text()
@@ -31,6 +35,13 @@ def test_pictures_are_drawn_from_the_patterns(script, name):
 
 def test_tables_are_those_of_the_measurements(script):
     assert script.pattern_table() in PAGE
+
+
+def test_every_source_and_choice_is_on_the_page_of_weights():
+    page = (DOCS / "pretrained.md").read_text()
+    for names in (SOURCES, INFLATIONS, RESIZES, TIME_ATTENTION, CLASS_TOKEN, MEANING):
+        for name in names:
+            assert f"`{name}`" in page, name
 
 
 def test_everything_that_has_a_name_is_on_the_page():

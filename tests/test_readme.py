@@ -4,8 +4,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests.conftest import ROOT
+from tests.pretrained.flax_files import below, write_vision_transformer
+from tests.scenic import GOLDEN
 from vivit.attention import PATTERNS
 from vivit.cost import abstract_params
 
@@ -42,6 +45,18 @@ def test_a_pattern_of_ones_own_takes_ten_lines():
         assert out.ravel().tolist() == [1, 2, 3, 0]
     finally:
         PATTERNS._items.pop("next_step", None)
+
+
+def test_weights_of_others(tmp_path):
+    arrays = np.load(GOLDEN / "scenic_import_token_fe_tile.npz")
+    image = write_vision_transformer(tmp_path / "B_16.npz", below(arrays, "source"))
+    source = (
+        block("pretrained.load").replace('"B_16.npz"', "image").replace("32, 224, 224", "8, 16, 16")
+    )
+    names = {"image": image}
+    exec(source, names)
+    assert names["model"].grid == (4, 4, 4)
+    assert names["loaded"].params["head"]["kernel"].shape == (48, 400)
 
 
 def test_where_it_looks(tiny_run, monkeypatch):

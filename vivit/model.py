@@ -52,7 +52,7 @@ class ViViT(nn.Module):
     stages: instead of a family: mappings with depth, mixers (names of patterns), pool ("", or
         a name of POOLS: over the axes that the stage mixes, or in the last stage all that is left)
         and, where tokens are reduced, reduce: a name of REDUCTIONS, like "token_learner(8)". A
-        stage may have heads, mlp_dim and rope of its own, and norm: whether a layer norm follows.
+        stage may have its own heads, mlp_dim, rope and qkv_bias, and norm: whether one follows.
     size: a name of SIZES, with or without a tubelet: "B", or "B/16x2" (16 pixels, 2 frames).
         width, depth, heads, mlp_dim and tubelet (time, height, width) are its, where None.
     temporal_depth: layers of the factorised encoder's second stage.
@@ -70,7 +70,7 @@ class ViViT(nn.Module):
     registers: further tokens of every stage that nothing reads; 2309.16588.
     soft_cap: scores s become cap·tanh(s / cap); 2408.00118. None for none.
     activation: of the MLPs, "gelu_tanh" (ViViT's) or "gelu" (exact, TimeSformer's).
-    norm_epsilon: of all layer norms.
+    norm_epsilon: of all layer norms but that of the readout mean_then_norm.
     attention_dropout: of attention weights. dropout: of tokens and in the MLPs.
     drop_path: the last layer's rate; it grows linearly from 0 through all the layers.
     scan: one compiled block for all layers of a stage. remat: a name of REMAT:

@@ -78,6 +78,8 @@ def make_optimizer(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"{layer_decay=} is not in (0, 1]")
     parts = [*clip, update]
+    if isinstance(freeze, str):
+        raise ValueError(f"{freeze=} must be a list of regexes: [{freeze!r}]")
     if freeze:
         which = partial(_frozen_or_not, patterns=tuple(freeze))
         moving = {"train": optax.chain(*parts), "freeze": optax.set_to_zero()}
@@ -92,7 +94,10 @@ def _frozen_or_not(params, *, patterns: tuple[str, ...]):
     paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [p for p in patterns if not any(re.search(p, path) for path in paths)]
     if idle:
-        raise ValueError(f"optim.freeze has {idle}, found in no path such as {paths[0]!r}")
+        raise ValueError(
+            f"optim.freeze has {idle}, found in no path such as {paths[0]!r}. Scanned layers are "
+            "one array each, below stage_I/layers/; model.scan=False has them one by one"
+        )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "freeze" if any(re.search(p, _name(path)) for p in patterns) else "train",
         params,

@@ -118,7 +118,7 @@ class _AttentionOfAQuery(nn.Module):
 
 class AttentivePool(_AttentionOfAQuery):
     """A block of cross-attention of a learned query, with residuals and without an output
-    projection; V-JEPA 2 (2506.09985), the attentive probe. Its MLP is four times as wide."""
+    projection; V-JEPA 2 (2506.09985), the attentive probe."""
 
     @nn.compact
     def __call__(self, x: Grid, axes: str) -> Pooled:
@@ -126,7 +126,7 @@ class AttentivePool(_AttentionOfAQuery):
         channels = width // self.fields.heads
         query, out, shares = self._attend(self._norm("norm")(x), axes, channels)
         y = query + rearrange(out, "B T S h k -> B T S (h k)")
-        return Pooled(y + self._mlp(4 * width)(self._norm("norm_mlp")(y)), shares)
+        return Pooled(y + self._mlp(self.fields.mlp_dim)(self._norm("norm_mlp")(y)), shares)
 
 
 class AttentionPool(_AttentionOfAQuery):

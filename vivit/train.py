@@ -57,7 +57,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             for name in ("train", "validation")
         ]
         check_split(splits[0], config.model)
-        config, loaded = load_for_run(config, workdir)
+        config, loaded = load_for_run(config, model, workdir)
         parallel = make_parallel(**config.parallel)
         check_batch_size(config.data.batch_size, parallel.devices, len(splits[0].records))
         for name in ("steps", "log_every", "eval_every", "checkpoint_every"):

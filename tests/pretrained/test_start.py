@@ -187,7 +187,7 @@ def test_the_command_line(tmp_path, capsys):
     main(["inspect", str(GOLDEN / "hf_timesformer_divided")])
     out = capsys.readouterr().out
     assert "hf_timesformer, 26 loaded" in out
-    assert "--config.model.family='divided'" in out
+    assert "--config.model.family=divided" in out
     folder = str(tmp_path / "portable")
     main(["convert", str(GOLDEN / "hf_vivit"), folder, "--clip", "8x16x32", "--classes", "3"])
     assert "-> " in capsys.readouterr().out

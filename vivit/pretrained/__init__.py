@@ -23,7 +23,7 @@ from vivit.pretrained import (
     scenic,
     vit,
 )
-from vivit.pretrained.adapt import Surgery, adapt, with_head
+from vivit.pretrained.adapt import Surgery, adapt, kept_classes
 from vivit.pretrained.export import export
 from vivit.pretrained.report import Report, Row
 from vivit.pretrained.table import SOURCES, Asked, Native, Source
@@ -86,25 +86,31 @@ def load(
     path = Path(path).expanduser()
     archive = own.read_run(path, checkpoint=checkpoint) if own.is_run(path) else files.read(path)
     found = find_source(archive, source)
-    wanted = {key: value for key, value in (model or {}).items() if value is not None}
-    asked_clip = clip or wanted.get("clip")
-    native = found.read(archive, Asked(source_clip or asked_clip))
+    given = {"family": family, "clip": clip, "classes": classes}
+    wanted = {**(model or {}), **{k: v for k, v in given.items() if v is not None}}
+    native = found.read(archive, Asked(source_clip, wanted.get("clip")))
     archive.arrays.clear()
-    surgery = with_head(
-        Surgery("auto", None, inflation, positions, time_attention, class_token, seed), native, head
+    if source_clip and tuple(native.model_config["clip"]) != tuple(source_clip):
+        raise ValueError(f"{source_clip=}, but {path} has {native.model_config['clip']}")
+    kept = kept_classes(native, head, wanted.get("classes"))
+    if kept is not None:
+        wanted["classes"] = len(kept)
+    surgery = Surgery(
+        head=head if isinstance(head, str) else "slice",
+        classes=kept,
+        inflation=inflation,
+        positions=positions,
+        time_attention=time_attention,
+        class_token=class_token,
+        seed=seed,
     )
-    if surgery.classes is not None:
-        classes = len(surgery.classes)
-    for name, value in (("family", family), ("clip", clip), ("classes", classes)):
-        if value is not None:
-            wanted[name] = value
     model_config = _target(native, wanted)
     params, rows, dropped = adapt(native, model_config, surgery)
     labels = native.labels
-    if surgery.classes is not None:
-        labels = tuple(labels[i] for i in surgery.classes) if labels else ()
-    elif any(row.parameter == "head/kernel" and row.action == "fresh" for row in rows):
-        labels = ()
+    if kept is not None:
+        labels = tuple(labels[i] for i in kept) if labels else ()
+    elif not any(row.parameter == "head/kernel" and row.origin for row in rows):
+        labels = ()  # the head is another
     native.params.clear()
     for name in list(params):  # one after the other, so that there are never two copies of all
         params[name] = jnp.asarray(params[name])
@@ -125,9 +131,12 @@ def load(
 
 def find_source(archive: files.Archive, name: str) -> Source:
     """The source of that name, or the one that recognises an archive."""
+    found = [SOURCES[n] for n in SOURCES if SOURCES[n].recognises(archive)]
+    if name != "auto" and SOURCES[name] not in found:
+        others = "".join(f", but one of {other.name}" for other in found)
+        raise ValueError(f"{archive.path} is no file of source {name!r}{others}")
     if name != "auto":
         return SOURCES[name]
-    found = [SOURCES[n] for n in SOURCES if SOURCES[n].recognises(archive)]
     if len(found) == 1:
         return found[0]
     listed = "\n  ".join(f"{n}: {SOURCES[n].about}" for n in SOURCES)
@@ -150,6 +159,11 @@ def _target(native: Native, wanted: Mapping[str, Any]) -> dict[str, Any]:
         config = {key: value for key, value in config.items() if key not in SIZE_FIELDS}
         if "/" in wanted["size"]:
             config.pop("tubelet", None)
+    if config.get("stages") and {"readout", "depth"} & set(wanted) and not wanted.get("stages"):
+        raise ValueError(
+            f"this source's stages fix its depth and readout: {config['stages']}; give "
+            'model={"stages": ...}, or family=... for other ones'
+        )
     config |= wanted
     tubelet = config.get("tubelet")
     is_image = native.model_config["clip"][0] == 1

@@ -3,6 +3,7 @@ copies of it for us (convert) or for others (export)."""
 
 import argparse
 import ast
+import shlex
 from typing import Any
 
 from vivit.config import run_command, show_log
@@ -66,12 +67,11 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Pretrained:
-    names = ("source", "family", "clip", "classes", "source_clip", "inflation", "positions")
-    names += ("time_attention", "class_token", "checkpoint", "seed")
-    options = {name: getattr(arguments, name) for name in names}
-    head = arguments.head.split(",") if "," in arguments.head else arguments.head
-    head = tuple(head) if isinstance(head, list) else head
-    return load(arguments.path, head=head, model=dict(arguments.model), **options)
+    own = ("command", "path", "out", "to", "head", "model")
+    options = {name: value for name, value in vars(arguments).items() if name not in own}
+    head = arguments.head
+    names = tuple(head.split(",")) if "," in head else head
+    return load(arguments.path, head=names, model=dict(arguments.model), **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         print("\nas flags of vivit.train:")
         for name, value in loaded.model_config.items():
             if value is not None:
-                print(f"  --config.model.{name}={value!r}")
+                text = value if isinstance(value, str) else repr(value)
+                print("  " + shlex.quote(f"--config.model.{name}={text}"))
         return
     print(loaded.report.summary())
     to = arguments.to if arguments.command == "export" else "portable"

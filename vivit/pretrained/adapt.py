@@ -4,8 +4,8 @@ Parameters are flat: path -> array, of unrolled models. Nothing is left over or 
 what can't be explained by what was asked for is one error.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -90,7 +90,8 @@ class _Adaptation:
     def check_native(self) -> None:
         """The file holds its own model, whole."""
         there, expected = self.native.params, _shapes(self.source)
-        problems = [
+        problems = list(self.native.problems)
+        problems += [
             f"missing: {path} {list(shape)}"
             for path, shape in expected.items()
             if path not in there
@@ -336,22 +337,26 @@ def _lengths_of(leaf: str, stage: dict) -> tuple[int, ...]:
     return by_leaf[leaf]() if leaf in by_leaf else (lengths[_first_axis(leaf, stage)],)
 
 
-def with_head(surgery: Surgery, native: Native, head: str | tuple[str, ...]) -> Surgery:
-    """The classes that a choice of head keeps: "auto", "keep", "replace", the name of a group of
-    classes ("nouns"), or names of classes. ValueError lists the names that there are not."""
+def kept_classes(
+    native: Native, head: str | Sequence[str], classes: int | None
+) -> tuple[int, ...] | None:
+    """The classes, by number, that a choice of head keeps: None for "auto", "keep" and "replace",
+    else those of a group ("nouns") or of names. ValueError lists the names that there are."""
     if head in ("auto", "keep", "replace"):
-        return replace(surgery, head=head)
-    if isinstance(head, str) and head in native.groups:
-        return replace(surgery, head="slice", classes=tuple(range(*native.groups[head])))
+        return None
     names = (head,) if isinstance(head, str) else tuple(head)
-    unknown = [name for name in names if name not in native.labels]
-    if unknown or not names:
-        known = [*native.groups, *native.labels]
-        listed = f"{', '.join(known[:20])}{', ...' if known[20:] else ''}" if known else "none"
-        raise ValueError(
-            f"head={head!r}: no classes {unknown} in the file; it names: {listed}. Or use auto, "
-            "keep or replace"
-        )
-    return replace(
-        surgery, head="slice", classes=tuple(native.labels.index(name) for name in names)
-    )
+    if len(names) == 1 and names[0] in native.groups:
+        kept = tuple(range(*native.groups[names[0]]))
+    else:
+        unknown = [name for name in names if name not in native.labels]
+        if unknown or not names:
+            known = [*native.groups, *native.labels]
+            listed = f"{', '.join(known[:20])}{', ...' if known[20:] else ''}" or "none"
+            raise ValueError(
+                f"{head=}: no classes {unknown} in the file; it names: {listed}. Or use auto, "
+                "keep or replace"
+            )
+        kept = tuple(native.labels.index(name) for name in names)
+    if classes is not None and classes != len(kept):
+        raise ValueError(f"{head=} has {len(kept)} classes and {classes=}; leave out one of them")
+    return kept

@@ -19,12 +19,14 @@ Arrays = dict[str, np.ndarray]
 
 class Archive(NamedTuple):
     """What a path holds. format: "npz", "msgpack", "safetensors" or "torch". config: of the
-    config.json beside the weights, or {}. sha256: of every file that was read."""
+    config.json beside the weights, or {}. processor: of the preprocessor_config.json, or {}.
+    sha256: of every file that was read."""
 
     path: Path
     format: str
     arrays: Arrays
     config: Mapping[str, Any]
+    processor: Mapping[str, Any]
     sha256: dict[str, str]
 
 
@@ -32,7 +34,7 @@ def read(path: str | Path) -> Archive:
     """All arrays of a file, or of the weights in a folder. ValueError for what can't be read."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"no file or folder {str(path)!r}")
+        raise ValueError(f"no file or folder {str(path)!r}; weights are not downloaded: fetch them")
     file = _weights_in(path) if path.is_dir() else path
     form, reader = _reader(file)
     arrays = reader(file)
@@ -47,10 +49,9 @@ def read(path: str | Path) -> Archive:
             if beside.exists():
                 config[name] = read_json(beside)
                 files.append(beside)
-    merged = {**config.get("config.json", {})}
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        merged |= {key: v for key, v in config.get(name, {}).items() if key.startswith("image_")}
-    return Archive(path, form, arrays, merged, {f.name: sha256(f) for f in files})
+    about = config.pop("config.json", {})
+    processor = next(iter(config.values()), {})
+    return Archive(path, form, arrays, about, processor, {f.name: sha256(f) for f in files})
 
 
 def sha256(path: Path) -> str:

@@ -56,8 +56,8 @@ def read_timesformer(archive: Archive, asked: Asked) -> Native:
         {
             **shape,
             **pixels(archive, *PUBLISHED_PIXELS),
-            "clip": (get(config, "num_frames"), *pair(config["image_size"])),
-            "tubelet": (1, *pair(config["patch_size"])),
+            "clip": (get(config, "num_frames"), *pair(config, "image_size")),
+            "tubelet": (1, *pair(config, "patch_size")),
             "depth": depth_of(list(arrays), LAYER),
             "family": family,
             "readout": "cls",

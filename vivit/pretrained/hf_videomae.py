@@ -39,8 +39,8 @@ def read_videomae(archive: Archive, asked: Asked) -> Native:
         {
             **shape,
             **pixels(archive, *IMAGENET),
-            "clip": (get(config, "num_frames"), *pair(config["image_size"])),
-            "tubelet": (get(config, "tubelet_size"), *pair(config["patch_size"])),
+            "clip": (get(config, "num_frames"), *pair(config, "image_size")),
+            "tubelet": (get(config, "tubelet_size"), *pair(config, "patch_size")),
             "position": "sinusoidal_interleaved",
             "qkv_bias": "qv" if config.get("qv_bias", config.get("qkv_bias", True)) else "",
             "classes": head_classes(arrays),

@@ -49,7 +49,7 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
         {
             **shape,
             **pixels(archive, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-            "clip": (get(config, "num_frames"), *pair(config["image_size"])),
+            "clip": (get(config, "num_frames"), *pair(config, "image_size")),
             "tubelet": tuple(get(config, "tubelet_size", (list, tuple))),
             "depth": depths[0],
             "stages": _stages(*depths, pool="attention" if pooled else "mean"),

@@ -39,7 +39,7 @@ def read_vivit(archive: Archive, asked: Asked) -> Native:
     native = Native(
         {
             **sizes(config),
-            "clip": (get(config, "num_frames"), *pair(config["image_size"])),
+            "clip": (get(config, "num_frames"), *pair(config, "image_size")),
             "tubelet": tuple(get(config, "tubelet_size", (list, tuple))),
             "depth": depth,
             "family": "joint",

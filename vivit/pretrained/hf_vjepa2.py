@@ -50,7 +50,7 @@ def read_vjepa2(archive: Archive, asked: Asked) -> Native:
             **shape,
             **pixels(archive, *IMAGENET),
             "clip": (get(config, "frames_per_clip"), side, side),
-            "tubelet": (get(config, "tubelet_size"), *pair(config["patch_size"])),
+            "tubelet": (get(config, "tubelet_size"), *pair(config, "patch_size")),
             "depth": depth,
             "stages": (encoder, pooler) if pooled else (encoder,),
             "rope": "3d_vjepa2",

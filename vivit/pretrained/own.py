@@ -45,7 +45,7 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
         "config.json": sha256(path / "config.json"),
         f"checkpoints/{step}": _content_hash(arrays),
     }
-    return Archive(path, "run", arrays, config, hashes)
+    return Archive(path, "run", arrays, config, {}, hashes)
 
 
 def _content_hash(arrays: Arrays) -> str:
@@ -58,13 +58,15 @@ def _content_hash(arrays: Arrays) -> str:
 
 
 def _recognises(archive: Archive) -> bool:
-    return archive.format == "run" or archive.config.get("format") == FORMAT
+    return archive.format == "run" or (
+        archive.config.get("format") == FORMAT and "model" in archive.config
+    )
 
 
 @source("vivit", about="a run of vivit.train, or a portable folder", recognises=_recognises)
 def read_own(archive: Archive, asked: Asked) -> Native:
     """Any of our models; scanned layers are unrolled."""
-    config: Mapping[str, Any] = archive.config.get("model", {})
+    config: Mapping[str, Any] = archive.config["model"]
     separator = "/" if archive.format == "run" else "."
     tree = unflatten_dict(dict(archive.arrays), sep=separator)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):

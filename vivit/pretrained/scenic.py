@@ -14,7 +14,15 @@ from vivit.pretrained.flax_names import (
     common_sizes,
     encoder_sizes,
 )
-from vivit.pretrained.table import Asked, Native, Rule, apply_rules, source, split_class_row, square
+from vivit.pretrained.table import (
+    Asked,
+    Native,
+    Rule,
+    apply_rules,
+    grid_of,
+    source,
+    split_class_row,
+)
 from vivit.pretrained.vit import read_image
 
 ROOTS = ("optimizer/target/", "params/", "")
@@ -77,12 +85,8 @@ def _factorised_encoder(arrays: Arrays, asked: Asked) -> Native:
     cls = f"cls_{encoders[0]}" in arrays
     lengths = [_length(arrays, f"{e}/posembed_input/pos_embedding") - cls for e in encoders]
     t, h, w = tubelet = _tubelet(arrays)
-    side = (
-        (asked.clip[1] // h, asked.clip[2] // w)
-        if asked.clip and (asked.clip[1] // h) * (asked.clip[2] // w) == lengths[0]
-        else (square(lengths[0], "the spatial position table"),) * 2
-    )
-    steps = lengths[1] if len(encoders) == 2 else (asked.clip or PUBLISHED_CLIP)[0] // t
+    side = grid_of(lengths[0], (h, w), asked)
+    steps = lengths[1] if len(encoders) == 2 else (asked.source_clip or PUBLISHED_CLIP)[0] // t
     readout = "cls" if cls else "mean"
     config = {
         **common_sizes(arrays),
@@ -101,6 +105,8 @@ def _factorised_encoder(arrays: Arrays, asked: Asked) -> Native:
             for size, mixer in zip(sizes, ("space", "time"), strict=True)
         )
     native = Native(config)
+    if len(encoders) == 1:
+        native.notes.append(f"no temporal encoder, so any number of steps: {steps} assumed")
     rules = [*EMBEDDING_AND_HEAD]
     for stage, (encoder, pattern) in enumerate(zip(encoders, ("space", "time"), strict=False)):
         rules += block_rules(encoder, stage, pattern)
@@ -127,15 +133,17 @@ def _one_encoder(arrays: Arrays, asked: Asked) -> Native:
     factorised = any("/LayerNorm_space/" in name for name in arrays)
     tubelet = _tubelet(arrays)
     tokens = _length(arrays, "Transformer/posembed_input/pos_embedding") - cls
+    clip, note = _joint_clip(tokens, tubelet, asked)
     native = Native(
         {
             **common_sizes(arrays),
             **encoder_sizes(arrays, "Transformer"),
             "tubelet": tubelet,
-            "clip": _joint_clip(tokens, tubelet, asked),
+            "clip": clip,
             "family": "factorised_self_attention_time_space" if factorised else "joint",
             "readout": "cls" if cls else "mean",
-        }
+        },
+        notes=[note] if note else [],
     )
     if factorised:
         native.notes.append(
@@ -180,28 +188,35 @@ def _length(arrays: Arrays, name: str) -> int:
 
 
 def _is_sampled(arrays: Arrays, asked: Asked) -> bool:
-    """A 2D patch kernel is an image model's, or that of a video model that takes single frames:
-    then the caller's clip has several frames and its tokens are as many as the positions."""
-    if asked.clip is None or asked.clip[0] == 1:
-        return False
-    name = "Transformer/posembed_input/pos_embedding"
-    return _length(arrays, name) - ("cls" in arrays) == _count(asked.clip, _tubelet(arrays))
+    """A 2D patch kernel is an image model's, or that of a video model of single frames, which
+    only source_clip can tell."""
+    return asked.source_clip is not None and asked.source_clip[0] > 1
 
 
 def _count(clip: tuple[int, int, int], tubelet: tuple[int, int, int]) -> int:
     return int(np.prod([n // size for n, size in zip(clip, tubelet, strict=True)]))
 
 
-def _joint_clip(tokens: int, tubelet, asked: Asked) -> tuple[int, int, int]:
-    """The clip behind a joint table of positions, which only tells how many tokens there are."""
-    t, h, w = tubelet
-    for clip in (asked.clip, PUBLISHED_CLIP):
+def _joint_clip(tokens: int, tubelet, asked: Asked) -> tuple[tuple[int, int, int], str]:
+    """The clip behind a joint table of positions, which only tells how many tokens there are, and
+    a note where it is assumed."""
+    if asked.source_clip:
+        there = _count(asked.source_clip, tubelet)
+        if there != tokens:
+            raise ValueError(
+                f"source_clip={asked.source_clip} has {there} tubelets {tubelet}, and the file has "
+                f"{tokens} positions"
+            )
+        return asked.source_clip, ""
+    for clip in (PUBLISHED_CLIP, asked.clip):
         if clip and _count(clip, tubelet) == tokens:
-            return clip
+            note = f"the clip behind {tokens} positions is not in the weights: {clip} assumed; "
+            return clip, note + "source_clip=(F, H, W) for another"
+    t, h, w = tubelet
     sides = [s for s in range(1, tokens + 1) if tokens % (s * s) == 0]
     clips = [(tokens // s**2 * t, s * h, s * w) for s in sides]
     if len(clips) == 1:
-        return clips[0]
+        return clips[0], ""
     listed = ", ".join(map(str, clips))
     raise ValueError(
         f"{tokens} positions of tubelets {tubelet} don't tell the clip; with square frames it is "

@@ -1,8 +1,8 @@
 """The weights that a training run starts from: `config.init`."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ MEANING = ("activation", "norm_epsilon", "rope", "soft_cap", "pixel_mean", "pixe
 
 
 def load_for_run(
-    config: FrozenConfigDict, workdir: str | Path
+    config: FrozenConfigDict, model: ViViT, workdir: str | Path
 ) -> tuple[FrozenConfigDict, Pretrained | None]:
     """The config with the hashes of `config.init.path`'s files, and the weights for its model.
 
@@ -35,8 +35,11 @@ def load_for_run(
     options: dict[str, Any] = {
         k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")
     }
-    loaded = load(config.init.path, model=dict(config.model), seed=config.seed, **options)
-    _check_meaning(config, loaded)
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(ViViT)}
+    for name in ("parent", "name", "size"):
+        del fields[name]
+    loaded = load(config.init.path, model=fields, seed=config.seed, **options)
+    _check_meaning(config, model, loaded)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
     return _with_hashes(config, hashes), loaded
@@ -48,14 +51,13 @@ def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDic
     return freeze(values)
 
 
-def _check_meaning(config: FrozenConfigDict, loaded: Pretrained) -> None:
+def _check_meaning(config: FrozenConfigDict, model: ViViT, loaded: Pretrained) -> None:
     default = {name: getattr(ViViT, name) for name in MEANING}
     source: dict[str, Any] = {**default, **loaded.report.source_config}
-    model: Mapping[str, Any] = config.model.to_dict()
     wrong = [
-        f"--config.model.{name}={source[name]!r}, not {model[name]!r}"
+        f"--config.model.{name}={source[name]!r}, not {getattr(model, name)!r}"
         for name in MEANING
-        if source[name] != model[name] and name not in config.init.allow
+        if source[name] != getattr(model, name) and name not in config.init.allow
     ]
     if wrong:
         listed = "\n  ".join(wrong)

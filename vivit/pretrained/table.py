@@ -26,8 +26,10 @@ class Rule(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a caller says of a source that its weights may not tell: the clip of its model."""
+    """source_clip: the clip of the source's model, as the caller says; it must fit. clip: of the
+    wanted model, which is taken for the source's where nothing else is known and it fits."""
 
+    source_clip: tuple[int, int, int] | None = None
     clip: tuple[int, int, int] | None = None
 
 
@@ -36,7 +38,8 @@ class Native:
     """A source's model as it stands in its file, in our names.
 
     origins: path -> the array's name there. changed: paths whose array was transformed. dropped:
-    name there -> why. groups: name -> (start, end) of classes, where the head is of several.
+    name there -> why. problems: of the file, found so far. groups: name -> (start, end) of
+    classes, where the head is of several tasks.
     """
 
     model_config: dict[str, Any]
@@ -45,6 +48,7 @@ class Native:
     changed: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     labels: tuple[str, ...] = ()
     groups: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -76,10 +80,10 @@ def source(name: str, *, about: str, recognises: Callable[[Archive], bool]) -> C
 def apply_rules(native: Native, arrays: Arrays, rules: Sequence[Rule]) -> None:
     """Fills `native` from arrays; takes them out of `arrays`, so that no two copies are held.
 
-    ValueError lists all that no rule or several rules match, and parameters that come twice.
+    What no rule or several rules match, and parameters that come twice, go to its problems.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    problems = []
+    problems = native.problems
     for name in list(arrays):
         matches = [(m, rule) for regex, rule in compiled if (m := regex.fullmatch(name))]
         if len(matches) != 1:
@@ -97,10 +101,8 @@ def apply_rules(native: Native, arrays: Arrays, rules: Sequence[Rule]) -> None:
         except (ValueError, IndexError) as error:
             problems.append(f"wrong shape: {name} {list(array.shape)} for {path} ({error})")
             continue
-        parts = {path + tail: value for tail, value in made.items()} if isinstance(
-            made, dict
-        ) else {path: made}  # fmt: skip
-        for part, value in parts.items():
+        for tail, value in (made if isinstance(made, dict) else {"": made}).items():
+            part = path + tail
             if part in native.params:
                 problems.append(f"doubly matched: {name} and {native.origins[part]} for {part}")
                 continue
@@ -108,7 +110,6 @@ def apply_rules(native: Native, arrays: Arrays, rules: Sequence[Rule]) -> None:
             native.origins[part] = name
             if rule.transform is not None or array.dtype != np.float32:
                 native.changed.add(part)
-    raise_problems(problems, "the file's arrays")
 
 
 def raise_problems(problems: Sequence[str], what: str) -> None:
@@ -134,9 +135,16 @@ def split_class_row(table: np.ndarray) -> Arrays:
     return {"class_token": table[0, :1], "table": table[0, 1:]}
 
 
-def square(n: int, what: str) -> int:
-    """The side of a square of n tokens. ValueError where there is none."""
-    side = round(n**0.5)
-    if side * side != n:
-        raise ValueError(f"{what} has {n} places, which are no square; give source_clip=(F, H, W)")
-    return side
+def grid_of(n: int, patch: Sequence[int], asked: Asked) -> tuple[int, int]:
+    """Rows and columns of n places: those of source_clip, which must fit, or else a square."""
+    for clip in (asked.source_clip, asked.clip if round(n**0.5) ** 2 != n else None):
+        if clip:
+            rows, columns = clip[1] // patch[0], clip[2] // patch[1]
+            if rows * columns == n:
+                return rows, columns
+    if asked.source_clip or round(n**0.5) ** 2 != n:
+        raise ValueError(
+            f"{n} positions of patches {tuple(patch)} are no square and not those of "
+            f"source_clip={asked.source_clip}; give the clip (F, H, W) of the file's model"
+        )
+    return round(n**0.5), round(n**0.5)

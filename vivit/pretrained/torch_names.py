@@ -90,18 +90,19 @@ def attention_rules(names: Mapping[str, str], path: str, heads: int) -> list[Rul
 
 def get(config: Mapping[str, Any], name: str, kind: type | tuple = int) -> Any:
     """A value of config.json. ValueError where it is missing or of another type."""
-    if not isinstance(config.get(name), kind):
-        raise ValueError(f"config.json has {name}={config.get(name)!r}")
+    if name not in config:
+        raise ValueError(f"config.json has no {name!r}; it must be the config.json of the weights")
+    if not isinstance(config[name], kind):
+        raise ValueError(f"config.json has {name}={config[name]!r}, which can't be")
     return config[name]
 
 
-def sizes(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """width, heads, mlp_dim, activation, norm_epsilon, by transformers' usual names."""
+def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """width, heads, mlp_dim, activation and norm_epsilon, by transformers' usual names."""
     names = {
         "width": "hidden_size",
         "heads": "num_attention_heads",
         "mlp_dim": "intermediate_size",
-        **names,
     }
     act = get(config, "hidden_act", str)
     if act not in ACTIVATIONS:
@@ -113,9 +114,11 @@ def sizes(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
     }
 
 
-def pair(value: Any) -> tuple[int, int]:
+def pair(config: Mapping[str, Any], name: str) -> tuple[int, int]:
     """Height and width of a size that may be one number for both."""
-    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (value, value)
+    value = get(config, name, (int, list, tuple))
+    height, width = value if isinstance(value, (list, tuple)) else (value, value)
+    return height, width
 
 
 def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -126,12 +129,16 @@ def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def pixels(archive: Archive, mean: Any, std: Any) -> dict[str, tuple[float, ...]]:
-    """The normalisation of the image processor's config, or the published one."""
-    config = archive.config
-    return {
-        "pixel_mean": tuple(map(float, config.get("image_mean") or mean)),
-        "pixel_std": tuple(map(float, config.get("image_std") or std)),
-    }
+    """The normalisation in the folder's preprocessor_config.json, or else the published one."""
+    processor = archive.processor
+    if processor.get("do_normalize", True):
+        mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    scale = processor.get("rescale_factor", 1 / 255)
+    if abs(scale * 255 - 1) > 1e-6 or not processor.get("do_rescale", True):
+        raise ValueError(f"preprocessor_config.json has rescale_factor={scale}; 1/255 is known")
+    return {"pixel_mean": tuple(map(float, mean)), "pixel_std": tuple(map(float, std))}
 
 
 def head_classes(arrays: Arrays) -> int:

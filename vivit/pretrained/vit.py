@@ -19,9 +19,9 @@ from vivit.pretrained.table import (
     Native,
     Rule,
     apply_rules,
+    grid_of,
     source,
     split_class_row,
-    square,
 )
 
 POSITIONS = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
@@ -55,7 +55,7 @@ def read_image(arrays: Arrays, asked: Asked) -> Native:
     if position is None:
         if cls:
             raise ValueError("missing: Transformer/posembed_input/pos_embedding or pos_embedding")
-        frame = asked.clip[1:] if asked.clip else (224, 224)
+        frame = asked.source_clip[1:] if asked.source_clip else (224, 224)
         grid = (frame[0] // h, frame[1] // w)
         position = "pos_embedding"
         arrays[position] = sines_and_cosines(*grid, sizes["width"])[None]
@@ -68,7 +68,7 @@ def read_image(arrays: Arrays, asked: Asked) -> Native:
             zero = np.zeros((1, 1, sizes["width"]), np.float32)
             arrays[position] = np.concatenate([zero, arrays[position]], axis=1)
             notes.append("the class token has no position in the file: zeros")
-        grid = _grid(n - has_row, (h, w), asked)
+        grid = grid_of(n - has_row, (h, w), asked)
     readout = "cls" if cls else "map" if f"{MAP}/probe" in arrays else "mean"
     native = Native(
         {
@@ -93,17 +93,6 @@ def read_image(arrays: Arrays, asked: Asked) -> Native:
     ]
     apply_rules(native, arrays, rules)
     return native
-
-
-def _grid(n: int, patch: tuple[int, int], asked: Asked) -> tuple[int, int]:
-    """Rows and columns of the position table: a square, as all published ones are."""
-    side = round(n**0.5)
-    if side * side != n and asked.clip:
-        grid = (asked.clip[1] // patch[0], asked.clip[2] // patch[1])
-        if grid[0] * grid[1] == n:
-            return grid
-    side = square(n, "the position table")
-    return side, side
 
 
 def _map_rules() -> list[Rule]:
