@@ -1,8 +1,8 @@
 """python -m experiments.reached FOLDER --accuracy 0.5 0.9: how soon runs get there.
 
 The step at which the validation accuracy of a sweep's runs first reaches each level, and their
-test accuracy at the end. Runs that differ in nothing but the seed, and in the seed's own
-weights to start from, share a row.
+test accuracy at the end. Runs that start from the same kind of weights at the same learning rate
+share a row, whatever else differs: give the folder of one sweep.
 """
 
 import argparse
@@ -23,7 +23,8 @@ def read_run(folder: Path, levels: list[float]) -> dict[str, Any] | None:
         return None
     curve = [(x["step"], x["top1"]) for x in lines if x["split"] == "validation"]
     config = json.loads((folder / "config.json").read_text())
-    name = config["init"]["inflation"] if config["init"]["path"] else "from scratch"
+    start = config["init"]["inflation"] if config["init"]["path"] else "from scratch"
+    name = f"{start}, lr {config['optim']['lr']:g}"
     reached = [next((step for step, top1 in curve if top1 >= level), None) for level in levels]
     test = 100 * json.loads(scores[-1].read_text())["top1"]
     return {"name": name, "seed": config["seed"], "reached": reached, "test": test}

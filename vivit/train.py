@@ -78,6 +78,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         if loaded is not None:
             state = start_from(state, loaded.params)
             write_atomically(folder / "init.txt", f"{loaded.report}\n")
+        started, loaded = loaded is not None or not config.init.path, None  # frees the weights
 
         with (
             stop_signals() as stop,  # first, so that the last save ends before signals kill again
@@ -90,6 +91,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
                     raise ValueError(
                         f"the data in {config.data.root!r} is not what {workdir} began with"
                     )
+            assert started or newest is not None, "neither weights nor a checkpoint to start from"
             log.begin(after=int(state.step))
             return _loop(
                 config, model, splits, parallel, step_fn, schedule, state, checkpoints, log, stop

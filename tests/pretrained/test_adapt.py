@@ -9,7 +9,12 @@ import scipy.ndimage
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vivit
-from tests.pretrained.flax_files import below, write_scenic
+from tests.pretrained.flax_files import (
+    below,
+    write_big_vision,
+    write_scenic,
+    write_vision_transformer,
+)
 from tests.scenic import GOLDEN
 from tests.test_model import init
 from vivit import pretrained
@@ -433,3 +438,72 @@ def test_bfloat16_weights(tmp_path):
     np.testing.assert_array_equal(half.params["head"]["kernel"], expected)
     assert half.params["head"]["kernel"].dtype == jnp.float32
     assert actions(half)["head/bias"] == "transformed"
+
+
+def test_from_two_encoders_to_one_is_refused_in_words(tmp_path):
+    config, params = small()
+    folder = pretrained.export(tmp_path / "x", config, params)
+    for family in ("joint", "divided", "factorised_self_attention"):
+        with pytest.raises(ValueError, match="unexpected: stage_1.layer_0"):
+            pretrained.load(folder, family=family)
+
+
+def test_an_export_holds_the_model_that_was_built(tmp_path):
+    """A stage may have sizes of its own, and parameters may be of another config."""
+    stage = {"depth": 3, "mixers": ("joint",), "pool": "cls", "heads": 3, "mlp_dim": 8}
+    config, params = small(stages=(stage,), depth=1)
+    folder = pretrained.export(tmp_path / "x", config, params, to="hf_vivit")
+    back = pretrained.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, back.params, params)
+    clips = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3))
+    apply = lambda c, p: vivit.build(c).apply({"params": p}, clips)
+    np.testing.assert_array_equal(apply(config, params), apply(back.model_config, back.params))
+    with pytest.raises(ValueError, match="problems with the parameters for this config") as caught:
+        pretrained.export(tmp_path / "y", {**config, "stages": (), "family": "joint"}, params)
+    assert "unexpected: stage_0/layer_2" in str(caught.value)
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_readout_of_another_kind_starts_afresh(tmp_path):
+    config, params = small(family="joint", readout="attentive")
+    folder = pretrained.export(tmp_path / "x", config, params)
+    loaded = pretrained.load(folder, model={"readout": "map"})
+    pool = {p: a for p, a in actions(loaded).items() if "/pool/" in p}
+    assert set(pool.values()) == {"fresh"}
+    assert loaded.report.dropped["stage_0.pool.query_token"] == "the model reads 'map'"
+
+
+def test_a_published_clip_is_not_mistaken_for_the_wanted_one():
+    """32 x 224 x 224 and 8 x 448 x 448 have as many tubelets of 2 x 16 x 16."""
+    from vivit.pretrained.scenic import _joint_clip
+    from vivit.pretrained.table import Asked
+
+    clip, note = _joint_clip(3136, (2, 16, 16), Asked(None, (8, 448, 448)))
+    assert clip == (32, 224, 224)
+    assert "(32, 224, 224) assumed" in note
+    with pytest.raises(ValueError, match="has 1568 tubelets .* the file has 3136"):
+        _joint_clip(3136, (2, 16, 16), Asked((16, 224, 224)))
+
+
+@pytest.mark.parametrize("form", ["vision_transformer", "big_vision"])
+def test_image_models_of_other_than_square_grids(form, tmp_path):
+    config, params = small(
+        clip=(1, 12, 20), tubelet=(1, 4, 4), family="joint", readout="cls", depth=1
+    )
+    stage, renamed = params["stage_0"], {}
+    for name, array in scenic_names(params, ("Transformer",)).items():
+        name = name.replace("attention_joint", "MultiHeadDotProductAttention_0")
+        renamed[name.replace("norm_joint", "LayerNorm_0")] = array
+    for name in ("Transformer/class_token", "Transformer/position/class_token"):
+        del renamed[name]
+    rows = [stage["position"]["class_token"], stage["position"]["table"]]
+    renamed["Transformer/posembed_input/pos_embedding"] = np.concatenate(rows)[None]
+    renamed["cls"] = np.asarray(stage["class_token"])[0]
+    renamed["embedding/kernel"] = renamed["embedding/kernel"][0]
+    write = {"vision_transformer": write_vision_transformer, "big_vision": write_big_vision}[form]
+    loaded = pretrained.load(write(tmp_path / "a.npz", renamed), source_clip=(1, 12, 20))
+    images = jax.random.normal(jax.random.key(0), (2, 1, 12, 20, 3))
+    apply = lambda c, p: vivit.build(c).apply({"params": p}, images)
+    np.testing.assert_allclose(
+        apply(config, params), apply(loaded.model_config, loaded.params), atol=1e-5
+    )

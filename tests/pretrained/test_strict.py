@@ -193,7 +193,7 @@ def test_nans_are_named(folder, value):
     def change(arrays):
         arrays["vivit.layernorm.bias"][3] = value
 
-    refuses(spoil(folder, change), "has NaN or infinity in 1 arrays", "vivit.layernorm.bias")
+    refuses(spoil(folder, change), "NaN or infinity: vivit.layernorm.bias")
 
 
 def sharded(folder, names=("a.safetensors", "b.safetensors")):
@@ -263,3 +263,82 @@ def test_the_report_accounts_for_everything(tmp_path):
     assert "dropped: the head is replaced" in text
     assert "tubelets of 2 frames" in text
     assert len(report.sha256["checkpoint"]) == 64
+
+
+def test_what_a_renamed_array_does_comes_in_one_error(folder):
+    def change(arrays):
+        arrays["vivit.layernorm.biases"] = arrays.pop("vivit.layernorm.bias")
+        arrays["classifier.bias"] = np.zeros(4, np.float32)
+
+    refuses(
+        spoil(folder, change),
+        "3 problems",
+        "unexpected: vivit.layernorm.biases [24]",
+        "missing: stage_0/norm/bias [24]",
+        "wrong shape: classifier.bias",
+    )
+
+
+def test_a_number_of_layers_that_no_file_has(folder):
+    def change(arrays):
+        arrays["vivit.encoder.layer.999999.output.dense.bias"] = np.zeros(24, np.float32)
+
+    refuses(spoil(folder, change), "41 arrays can't be those of 1000000 layers")
+
+
+def test_a_clip_that_no_memory_holds(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_frames": 2 * 10**9}))
+    refuses(folder, "is the config of these weights right?")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((24, 5), np.complex64), "of complex64"),
+        (np.zeros((24, 5), np.int32), "of int32"),
+    ],
+)
+def test_arrays_that_are_no_weights(tmp_path, array, message):
+    arrays = below(np.load(GOLDEN / "scenic_import_gap_fsa_tile.npz"), "source")
+    file = write_vision_transformer(tmp_path / "a.npz", {**arrays, "head/kernel": array})
+    refuses(file, f"not numbers with a fraction: head/kernel {message}")
+
+
+def test_a_name_that_comes_twice_in_an_archive(tmp_path):
+    arrays = below(np.load(GOLDEN / "scenic_import_gap_fsa_tile.npz"), "source")
+    file = write_vision_transformer(tmp_path / "a.npz", arrays)
+    with zipfile.ZipFile(file) as archive:
+        again = archive.read("embedding/bias.npy")
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("embedding/bias.npy", again)
+    refuses(file, "embedding/bias is in it twice")
+
+
+@pytest.mark.parametrize("value", ['"["', "[" * 100_000])
+def test_configs_that_no_parser_likes(folder, value):
+    (folder / "config.json").write_text(value)
+    refuses(folder, "config.json")
+
+
+def test_a_source_that_the_file_is_not():
+    refuses(HF, "is no file of source 'vivit', but one of hf_vivit", source="vivit")
+    refuses(HF, "source_clip=(2, 8, 8), but", source_clip=(2, 8, 8))
+
+
+def test_wrappers_of_names_and_empty_heads(folder):
+    def change(arrays):
+        for name in list(arrays):
+            arrays[f"module.{name}"] = arrays.pop(name)
+
+    wrapped = pretrained.load(spoil(folder, change))
+    plain = pretrained.load(HF)
+    np.testing.assert_array_equal(wrapped.params["head"]["kernel"], plain.params["head"]["kernel"])
+
+    def empty(arrays):
+        arrays["module.classifier.weight"] = np.zeros((0, 24), np.float32)
+        arrays["module.classifier.bias"] = np.zeros(0, np.float32)
+
+    none = pretrained.load(spoil(folder, empty))
+    assert none.model_config["classes"] == 0
+    assert none.report.dropped["classifier.weight"] == "it is empty"

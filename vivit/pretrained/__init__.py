@@ -84,11 +84,16 @@ def load(
     and says what is wrong with a damaged file. Nothing partial is returned.
     """
     path = Path(path).expanduser()
-    archive = own.read_run(path, checkpoint=checkpoint) if own.is_run(path) else files.read(path)
+    archive = (
+        own.read_run(path, checkpoint=str(checkpoint)) if own.is_run(path) else files.read(path)
+    )
     found = find_source(archive, source)
     given = {"family": family, "clip": clip, "classes": classes}
     wanted = {**(model or {}), **{k: v for k, v in given.items() if v is not None}}
-    native = found.read(archive, Asked(source_clip, wanted.get("clip")))
+    try:
+        native = found.read(archive, Asked(source_clip, wanted.get("clip")))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as {found.name} has it: {error!r}") from error
     archive.arrays.clear()
     if source_clip and tuple(native.model_config["clip"]) != tuple(source_clip):
         raise ValueError(f"{source_clip=}, but {path} has {native.model_config['clip']}")

@@ -4,7 +4,9 @@ Parameters are flat: path -> array, of unrolled models. Nothing is left over or 
 what can't be explained by what was asked for is one error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,14 @@ from vivit.cost import abstract_params
 from vivit.model import ViViT, build
 from vivit.plan import plan_stages
 from vivit.pretrained.files import Arrays
+from vivit.pretrained.positions import place
 from vivit.pretrained.report import Row
-from vivit.pretrained.resize import INFLATIONS, RESIZES, inflate, marginals, resize
+from vivit.pretrained.resize import INFLATIONS, RESIZES, inflate
 from vivit.pretrained.table import Native, raise_problems
 
 TIME_ATTENTION = ("zero_out", "copy", "scenic", "fresh")
 CLASS_TOKEN = ("keep", "fresh")
+LARGEST = 2**31  # numbers in the tokens of one clip
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,20 @@ class Surgery:
 def build_plain(model_config: Mapping[str, Any]) -> ViViT:
     """The model of a config as its parameters need it: unrolled, by a kernel that runs anywhere."""
     plain = {"scan": False, "remat": "none", "kernel": "dense", "dtype": "float32"}
-    return build({**model_config, **plain})
+    model = build({**model_config, **plain})
+    values = math.prod(model.grid) * model.width
+    if values > LARGEST:  # tables would be made, of a size that a damaged file claims
+        raise ValueError(
+            f"clip={model.clip} with tubelets {model.tubelet} and width={model.width} has {values} "
+            f"token values, more than {LARGEST}; is the config of these weights right?"
+        )
+    return model
+
+
+def as_fields(model: ViViT) -> dict[str, Any]:
+    """A built model's fields as a config, its sizes resolved."""
+    names = {f.name for f in dataclasses.fields(ViViT)} - {"parent", "name", "size"}
+    return {name: getattr(model, name) for name in names}
 
 
 def adapt(
@@ -78,7 +95,7 @@ class _Adaptation:
     def __init__(self, native: Native, model: ViViT, surgery: Surgery) -> None:
         self.native, self.model, self.surgery = native, model, surgery
         self.source = build_plain(native.model_config)
-        self.wanted = _shapes(model)
+        self.wanted = parameter_shapes(model)
         self.stages, self.source_stages = plan_stages(model), plan_stages(self.source)
         self.params: Arrays = {}
         self.rows: dict[str, Row] = {}
@@ -89,7 +106,7 @@ class _Adaptation:
 
     def check_native(self) -> None:
         """The file holds its own model, whole."""
-        there, expected = self.native.params, _shapes(self.source)
+        there, expected = self.native.params, parameter_shapes(self.source)
         problems = list(self.native.problems)
         problems += [
             f"missing: {path} {list(shape)}"
@@ -98,6 +115,8 @@ class _Adaptation:
         ]
         for path, array in there.items():
             name = f"{self.native.origins.get(path, path)} for {path}"
+            if not np.isfinite(array).all():
+                problems.append(f"NaN or infinity: {name}")
             if path not in expected:
                 problems.append(f"unexpected: {name} {list(array.shape)}")
             elif array.shape != expected[path]:
@@ -107,6 +126,7 @@ class _Adaptation:
         raise_problems(problems, "the file's arrays")
 
     def take(self, path: str, origin: str, action: str, array: np.ndarray) -> None:
+        self.used.add(origin)
         if array.shape != self.wanted[path]:
             name = self.native.origins.get(origin, origin)
             self.problems.append(
@@ -116,7 +136,6 @@ class _Adaptation:
         if action == "loaded" and origin in self.native.changed:
             action = "transformed"
         self.params[path] = array
-        self.used.add(origin)
         named = self.native.origins.get(origin, origin)
         self.rows[path] = Row(path, array.shape, action, "" if action == "zero" else named)
 
@@ -125,32 +144,37 @@ class _Adaptation:
         self.rows[path] = Row(path, self.wanted[path], "fresh", "")
 
     def fill(self, path: str) -> None:
-        parts = path.split("/")
-        there = self.native.params
-        if parts[0] == "head":
+        stage, *rest = path.split("/")
+        if stage == "head":
             self._fill_head(path)
         elif path == "tubelet/kernel":
             self._fill_tubelet(path)
-        elif not parts[0].startswith("stage_"):
-            self._fill_same(path, may_be_fresh=parts[0] == "pre_logits")
-        elif not self._shares_stage(int(parts[0][6:])):
+        elif not stage.startswith("stage_"):
+            self._fill_same(path, may_be_fresh=stage == "pre_logits")
+        else:
+            self._fill_in_stage(path, int(stage.removeprefix("stage_")), *rest)
+
+    def _fill_in_stage(self, path: str, i: int, kind: str, *rest: str) -> None:
+        if not self._shares_stage(i) or (kind == "pool" and not self._shares_pool(i)):
             self.leave_fresh(path)
-        elif parts[1] == "class_token":
-            keep = path in there and self.surgery.class_token == "keep"
-            self.take(path, path, "loaded", there[path]) if keep else self.leave_fresh(path)
-        elif parts[1] == "position":
-            self._fill_position(path, int(parts[0][6:]), parts[2])
-        elif parts[1].startswith("layer_") and path not in there:
+        elif kind == "class_token" and self.surgery.class_token == "fresh":
+            self.leave_fresh(path)
+        elif kind == "position":
+            self._fill_position(path, i, rest[0])
+        elif kind.startswith("layer_") and path not in self.native.params:
             self._fill_attention(path)
         else:
-            own_kinds = ("pool", "registers", "reduce", "norm")
-            self._fill_same(path, may_be_fresh=parts[1] in own_kinds)
+            may_be_fresh = kind in ("class_token", "pool", "registers", "reduce", "norm")
+            self._fill_same(path, may_be_fresh=may_be_fresh)
 
     def _shares_stage(self, i: int) -> bool:
         """Whether the source's stage i is the model's, perhaps with other patterns in the first."""
-        if i >= len(self.source_stages):
+        if i >= min(len(self.stages), len(self.source_stages)):
             return False
         return i == 0 or self.stages[i]["mixers"] == self.source_stages[i]["mixers"]
+
+    def _shares_pool(self, i: int) -> bool:
+        return self.stages[i]["pool"] == self.source_stages[i]["pool"]
 
     def _fill_same(self, path: str, *, may_be_fresh: bool) -> None:
         if path in self.native.params:
@@ -177,76 +201,30 @@ class _Adaptation:
             self.leave_fresh(path)
             return
         action = "loaded" if kernel.shape[0] == steps else "inflated"
-        self.take(path, path, action, inflate(kernel, steps, method=self.surgery.inflation))
-
-    def _fill_position(self, path: str, i: int, leaf: str) -> None:
-        there = self.native.params
-        if leaf == "class_token":
-            known = path in there
-            self.take(path, path, "loaded", there[path]) if known else self.leave_fresh(path)
-            return
-        stage, old = self.stages[i], self.source_stages[i]
-        same = (stage["position"], stage["position_axes"]) == (
-            old["position"],
-            old["position_axes"],
-        )
-        if same and (path in there):
-            lengths, new = (_lengths_of(leaf, s) for s in (old, stage))
-            origin, table = path, there[path].reshape(*lengths, -1)
-        else:
-            dense = self._dense_positions(i)
-            if dense is None:
-                self.problems.append(
-                    f"missing: {path} {list(self.wanted[path])}, which can't be made from "
-                    f"{old['position']} positions over {old['position_axes'] or 'nothing'}"
-                )
-                return
-            origin, table = dense
-            table, new = self._marginal(table, stage, old, leaf), _lengths_of(leaf, stage)
         try:
-            resized = resize(table, new, method=self.surgery.positions)
+            inflated = inflate(kernel, steps, method=self.surgery.inflation)
         except ValueError as error:
             self.problems.append(f"{path}: {error}")
             return
-        action = "loaded" if same and resized is table else "resized"
-        self.take(path, origin, action, resized.reshape(-1, table.shape[-1]))
+        self.take(path, path, action, inflated)
 
-    def _dense_positions(self, i: int) -> tuple[str, np.ndarray] | None:
-        """The source's learned positions of a stage on its grid [*lengths, D]."""
-        old, start = self.source_stages[i], f"stage_{i}/position/"
-        tables = {
-            p: a
-            for p, a in self.native.params.items()
-            if p.startswith(start) and not p.endswith("/class_token")
-        }
-        if not tables:
-            return None
-        total = np.zeros((*old["lengths"], self.model.width), np.float32)
-        for path, table in tables.items():
-            leaf = path.removeprefix(start)
-            self.used.add(path)
-            lengths = _lengths_of(leaf, old)
-            first = _first_axis(leaf, old)
-            shape = [1] * len(old["lengths"])
-            shape[first : first + len(lengths)] = lengths
-            total = total + table.reshape(*shape, -1)
-        return next(iter(tables)), total
-
-    def _marginal(self, table: np.ndarray, stage: dict, old: dict, leaf: str) -> np.ndarray:
-        """That part of a dense table that a table of another kind, or over other axes, holds."""
-        if old["position_axes"] == "ts" and stage["position_axes"] == "s":
-            table = table.mean(axis=0)
-        elif old["position_axes"] == "s" and stage["position_axes"] == "ts":
-            table = table[None]
-        if leaf == "table":
-            return table
-        if leaf in ("space", "time"):
-            joined = table.reshape(*table.shape[:-3], -1, table.shape[-1])
-            if joined.ndim == 2:
-                return table
-            space, time = marginals(joined.swapaxes(0, 1))
-            return time if leaf == "time" else space.reshape(*table.shape[-3:])
-        return marginals(table)[int(leaf.removeprefix("table_"))]
+    def _fill_position(self, path: str, i: int, leaf: str) -> None:
+        start = f"stage_{i}/position/"
+        tables = {p.removeprefix(start): a for p, a in self.native.params.items() if start in p}
+        row = tables.pop("class_token", None)
+        if leaf == "class_token":
+            self.leave_fresh(path) if row is None else self.take(path, path, "loaded", row)
+            return
+        old, new, method = self.source_stages[i], self.stages[i], self.surgery.positions
+        try:
+            placed = place(leaf, tables, old, new, method=method)
+        except ValueError as error:
+            self.used.update(start + name for name in tables)
+            self.problems.append(f"missing: {path} {list(self.wanted[path])}: {error}")
+            return
+        origins = [start + name for name in placed.leaves]
+        self.used.update(origins)
+        self.take(path, origins[0], "loaded" if placed.kept else "resized", placed.table)
 
     def _fill_attention(self, path: str) -> None:
         """Parameters of an attention that the source's block has not, from one that it has."""
@@ -277,27 +255,33 @@ class _Adaptation:
             origin = self.native.origins.get(path, path)
             why = self._why_dropped(path)
             if why:
-                self.dropped[origin] = why
+                shared = any(row.origin == origin for row in self.rows.values())
+                self.dropped[f"{origin} (its part {path})" if shared else origin] = why
             else:
-                self.problems.append(f"unexpected: {origin} {list(array.shape)}, {path} in ours")
+                shape = list(array.shape)
+                self.problems.append(f"unexpected: {origin} {shape}: the model has no {path}")
 
     def _why_dropped(self, path: str) -> str:
-        parts = path.split("/")
+        """What was asked for that leaves no place for a parameter, or "" where nothing does."""
+        first, *rest = path.split("/")
+        reads = f"the model reads {self.model.readout!r}"
         if path == "tubelet/kernel":
             return "the tubelet kernel starts afresh, as asked"
-        if parts[0] == "head":
+        if first == "head":
             return "the head is replaced" if self.model.classes else "the model has no head"
-        if parts[0] == "pre_logits" and not self.model.pre_logits:
+        if first == "pre_logits" and not self.model.pre_logits:
             return "the model has no pre_logits"
-        if parts[-1] == "class_token":
-            if path in self.wanted:
-                return "the class token starts afresh, as asked"
-            return f"the model reads {self.model.readout!r}"
-        if parts[1] == "position" and self._shares_stage(int(parts[0][6:])):
-            if not any(p.startswith(f"{parts[0]}/position/") for p in self.wanted):
+        i = int(first.removeprefix("stage_")) if first.startswith("stage_") else -1
+        if rest[-1] == "class_token":
+            asked = "the class token starts afresh, as asked"
+            return asked if path in self.wanted else reads
+        if rest[0] == "position" and self._shares_stage(i):
+            if not any(p.startswith(f"{first}/position/") for p in self.wanted):
                 return f"the model's positions are {self.model.position!r}"
-        if parts[1] == "pool" and not any(p.startswith("/".join(parts[:2])) for p in self.wanted):
-            return f"the model reads {self.model.readout!r}"
+        if rest[0] == "norm" and self._shares_stage(i) and not self.stages[i]["norm"]:
+            return f"no norm stands before readout {self.stages[i]['pool']!r}"
+        if rest[0] == "pool" and not (self._shares_stage(i) and self._shares_pool(i)):
+            return reads
         return ""
 
     def draw_fresh(self) -> None:
@@ -315,26 +299,9 @@ class _Adaptation:
         self.params |= {path: np.asarray(array) for path, array in drawn.items()}
 
 
-def _shapes(model: ViViT) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: ViViT) -> dict[str, tuple[int, ...]]:
     flat: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
-
-
-def _first_axis(leaf: str, stage: dict) -> int:
-    if leaf == "space":
-        return len(stage["lengths"]) - 2
-    return int(leaf.removeprefix("table_")) if leaf.startswith("table_") else 0
-
-
-def _lengths_of(leaf: str, stage: dict) -> tuple[int, ...]:
-    """The lengths of the axes that a position table spans."""
-    lengths = stage["lengths"]
-    by_leaf: dict[str, Callable[[], tuple[int, ...]]] = {
-        "table": lambda: lengths,
-        "space": lambda: lengths[-2:],
-        "time": lambda: lengths[:1],
-    }
-    return by_leaf[leaf]() if leaf in by_leaf else (lengths[_first_axis(leaf, stage)],)
 
 
 def kept_classes(

@@ -15,8 +15,10 @@ import vivit
 from vivit.config import write_atomically
 from vivit.model import ViViT, build, unstack_layers
 from vivit.plan import plan_stages
+from vivit.pretrained.adapt import as_fields, build_plain, parameter_shapes
 from vivit.pretrained.files import Arrays
 from vivit.pretrained.own import FORMAT
+from vivit.pretrained.table import raise_problems
 from vivit.registry import Registry
 
 # (model, model_config, flat unrolled params, labels) -> (arrays of the file, its config.json)
@@ -49,6 +51,7 @@ def export(
         raise ValueError(f"{len(labels)} labels for {model.classes} classes")
     flat = flatten_dict(unstack_layers(params), sep="/")
     flat = {path: np.ascontiguousarray(np.asarray(a)) for path, a in flat.items()}
+    _check_params(flat, model)
     arrays, about = WRITERS[to](model, config, flat, tuple(labels))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
@@ -59,6 +62,20 @@ def export(
     # Last, so that a folder with a config is whole.
     write_atomically(folder / "config.json", json.dumps(about, indent=1) + "\n")
     return folder
+
+
+def _check_params(flat: Arrays, model: ViViT) -> None:
+    """ValueError lists what is not of the model."""
+    there = {path: array.shape for path, array in flat.items()}
+    wanted = parameter_shapes(build_plain(as_fields(model)))
+    problems = [f"missing: {path} {list(wanted[path])}" for path in wanted.keys() - there.keys()]
+    problems += [f"unexpected: {p} {list(there[p])}" for p in there.keys() - wanted.keys()]
+    problems += [
+        f"wrong shape: {path} {list(there[path])}, not {list(wanted[path])}"
+        for path in there.keys() & wanted.keys()
+        if there[path] != wanted[path]
+    ]
+    raise_problems(problems, "the parameters for this config")
 
 
 def _plain(value: Any) -> Any:
@@ -86,7 +103,8 @@ HF_ACTIVATIONS = {"gelu_tanh": "gelu_fast", "gelu": "gelu", "relu": "relu", "sil
 
 @WRITERS.register("hf_vivit")
 def _hf_vivit(model: ViViT, config, flat: Arrays, labels) -> tuple[Arrays, dict[str, Any]]:
-    _check_is_hf_vivit(model)
+    stage = _only_stage(model)
+    fields = stage["fields"]
     about = {
         "architectures": ["VivitForVideoClassification"],
         "model_type": "vivit",
@@ -96,34 +114,37 @@ def _hf_vivit(model: ViViT, config, flat: Arrays, labels) -> tuple[Arrays, dict[
         "tubelet_size": list(model.tubelet),
         "num_channels": 3,
         "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_dim,
+        "num_hidden_layers": stage["depth"],
+        "num_attention_heads": fields.heads,
+        "intermediate_size": stage["mlp_dim"],
         "hidden_act": HF_ACTIVATIONS[model.activation],
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
         "layer_norm_eps": model.norm_epsilon,
-        "qkv_bias": model.qkv_bias == "qkv",
+        "qkv_bias": fields.qkv_bias == "qkv",
         "id2label": {str(i): name for i, name in enumerate(_names(model, labels))},
         "label2id": {name: i for i, name in enumerate(_names(model, labels))},
     }
-    return dict(_hf_arrays(flat, model)), about
+    return dict(_hf_arrays(flat, model.width, stage["depth"])), about
 
 
 def _names(model: ViViT, labels: tuple[str, ...]) -> Sequence[str]:
     return labels or [f"LABEL_{i}" for i in range(model.classes)]
 
 
-def _check_is_hf_vivit(model: ViViT) -> None:
-    """ValueError lists all that transformers' ViViT has not."""
+def _only_stage(model: ViViT) -> dict[str, Any]:
+    """The stage of a model that transformers' ViViT can hold. ValueError lists all that it has
+    not."""
     (*others, stage), problems = plan_stages(model), []
-    if others or stage["mixers"] != ("joint",) or stage["pool"] != "cls" or stage["reduce"]:
+    plain = stage["mixers"] == ("joint",) and stage["pool"] == "cls" and stage["norm"]
+    if others or not plain or stage["reduce"]:
         problems.append('it is the joint model with a class token: family="joint", readout="cls"')
+    if stage["fields"].rope != "none":
+        problems.append(f"rope={stage['fields'].rope!r} must be 'none'")
     wanted = {
         "position": "learned",
         "embedding": "tubelet",
         "qk_norm": False,
-        "rope": "none",
         "registers": 0,
         "soft_cap": None,
         "pre_logits": None,
@@ -134,8 +155,8 @@ def _check_is_hf_vivit(model: ViViT) -> None:
     for name, value in wanted.items():
         if getattr(model, name) != value:
             problems.append(f"{name}={getattr(model, name)!r} must be {value!r}")
-    if model.qkv_bias not in ("qkv", ""):
-        problems.append(f'qkv_bias={model.qkv_bias!r} must be "qkv" or ""')
+    if stage["fields"].qkv_bias not in ("qkv", ""):
+        problems.append(f'qkv_bias={stage["fields"].qkv_bias!r} must be "qkv" or ""')
     if model.activation not in HF_ACTIVATIONS:
         problems.append(f"activation={model.activation!r} must be one of {list(HF_ACTIVATIONS)}")
     if not model.classes:
@@ -145,9 +166,10 @@ def _check_is_hf_vivit(model: ViViT) -> None:
         raise ValueError(
             f"transformers' ViViT can't hold this model:\n  {listed}\nUse to=\"portable\"."
         )
+    return stage
 
 
-def _hf_arrays(flat: Arrays, model: ViViT):
+def _hf_arrays(flat: Arrays, width: int, depth: int):
     """The inverse of `vivit.pretrained.hf_vivit`, with the names of transformers 4, as in all
     public files."""
     position = np.concatenate(
@@ -161,12 +183,12 @@ def _hf_arrays(flat: Arrays, model: ViViT):
     yield f"{projection}.bias", flat["tubelet/bias"]
     yield from _norm(flat, "stage_0/norm", "vivit.layernorm")
     yield from _dense(flat, "head", "classifier")
-    for i in range(model.depth):
+    for i in range(depth):
         ours, theirs = f"stage_0/layer_{i}", f"vivit.encoder.layer.{i}"
         for part in ("query", "key", "value", "out"):
             attention = f"{theirs}.attention"
             name = f"{attention}.output.dense" if part == "out" else f"{attention}.attention.{part}"
-            yield from _dense(flat, f"{ours}/attention_joint/{part}", name, model.width)
+            yield from _dense(flat, f"{ours}/attention_joint/{part}", name, width)
         yield from _norm(flat, f"{ours}/norm_joint", f"{theirs}.layernorm_before")
         yield from _norm(flat, f"{ours}/norm_mlp", f"{theirs}.layernorm_after")
         yield from _dense(flat, f"{ours}/mlp/up", f"{theirs}.intermediate.dense")

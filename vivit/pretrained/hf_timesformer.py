@@ -65,7 +65,7 @@ def read_timesformer(archive: Archive, asked: Asked) -> Native:
             "qkv_bias": "qkv" if config.get("qkv_bias", True) else "",
             "classes": head_classes(arrays),
         },
-        labels=labels(config),
+        labels=labels(config, head_classes(arrays)),
     )
     if kind == "space_only":
         native.notes.append("space_only: logits are the mean of transformers' logits of each frame")

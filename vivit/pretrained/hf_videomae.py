@@ -44,9 +44,9 @@ def read_videomae(archive: Archive, asked: Asked) -> Native:
             "position": "sinusoidal_interleaved",
             "qkv_bias": "qv" if config.get("qv_bias", config.get("qkv_bias", True)) else "",
             "classes": head_classes(arrays),
-            **_readout(list(arrays), depth_of(list(arrays), LAYER)),
+            **_readout(archive, depth_of(list(arrays), LAYER)),
         },
-        labels=labels(config),
+        labels=labels(config, head_classes(arrays)),
     )
     own, path = r"stage_0/layer_\1", r"stage_0/layer_\1/attention_joint"
     names = {part: rf"{ATTENTION}\.attention\.{part}" for part in ("query", "key", "value")}
@@ -72,14 +72,15 @@ def read_videomae(archive: Archive, asked: Asked) -> Native:
     return native
 
 
-def _readout(names: list[str], depth: int) -> dict[str, Any]:
+def _readout(archive: Archive, depth: int) -> dict[str, Any]:
     """Which readout the arrays belong to: transformers' use_mean_pooling decides, and with it
     whether there is a norm of the tokens, of their mean, or none."""
-    if any(name.startswith("fc_norm.") for name in names):
+    names = set(archive.arrays)
+    if "fc_norm.weight" in names:
         return {"family": "joint", "depth": depth, "readout": "mean_then_norm"}
-    if any(name.endswith(("videomae.layernorm.weight",)) or name == "layernorm.weight"
-           for name in names):  # fmt: skip
-        first = "classifier.weight" in names
+    if names & {"layernorm.weight", "videomae.layernorm.weight"}:
+        classifier = "VideoMAEForVideoClassification" in (archive.config.get("architectures") or ())
+        first = classifier or "classifier.weight" in names
         return {"family": "joint", "depth": depth, "readout": "first" if first else "mean"}
     stage = {"depth": depth, "mixers": ("joint",), "pool": "mean", "norm": False}
     return {"stages": (stage,), "depth": depth}

@@ -57,7 +57,7 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
             "soft_cap": None if cap is None else float(cap),
             "classes": head_classes(arrays),
         },
-        labels=labels(config),
+        labels=labels(config, head_classes(arrays)),
     )
     if depths[2] and config.get("apply_l2norm", True):
         native.notes.append("features before the L2 norm: divide by their length for similarities")

@@ -48,7 +48,7 @@ def read_vivit(archive: Archive, asked: Asked) -> Native:
             "classes": head_classes(arrays),
             "pre_logits": None if pooler is None else pooler.shape[0],
         },
-        labels=labels(config),
+        labels=labels(config, head_classes(arrays)),
     )
     own = r"stage_0/layer_\1"
     names = {

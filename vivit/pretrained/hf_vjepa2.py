@@ -58,7 +58,7 @@ def read_vjepa2(archive: Archive, asked: Asked) -> Native:
             "qkv_bias": "qkv" if config.get("qkv_bias", True) else "",
             "classes": head_classes(arrays),
         },
-        labels=labels(config),
+        labels=labels(config, head_classes(arrays)),
     )
     own, pool_own = r"stage_0/layer_\1", r"stage_1/layer_\1"
     names = {part: rf"{LAYER}\.attention\.{part}" for part in ("query", "key", "value")}

@@ -9,6 +9,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vivit.checkpoint import Checkpoints
+from vivit.config import import_modules
 from vivit.model import as_tuples, unstack_layers
 from vivit.pretrained.files import Archive, Arrays, read_json, sha256
 from vivit.pretrained.table import Asked, Native, source
@@ -32,6 +33,7 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     if path.parent.name == "checkpoints":
         path, checkpoint = path.parent.parent, path.name
     config = read_json(path / "config.json")
+    import_modules({"imports": config.get("imports", ())})
     with Checkpoints(path / "checkpoints") as checkpoints:
         try:
             step = checkpoints.resolve(checkpoint)

@@ -29,7 +29,12 @@ def average_frames(kernel: np.ndarray, steps: int) -> np.ndarray:
 @INFLATIONS.register("rank_pooling")
 def rank_pooling(kernel: np.ndarray, steps: int) -> np.ndarray:
     """Weighted by approximate rank pooling, which tells the order of frames; Bilen et al.
-    (1612.00738), equation 3, over the number of frames. A still clip gives zero."""
+    (1612.00738), equation 3, over the number of frames. A still clip gives zero.
+
+    ValueError for one frame, which has no order.
+    """
+    if steps < 2:
+        raise ValueError("rank_pooling needs tubelets of at least 2 frames")
     t = np.arange(1, steps + 1)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / t)])
     weights = 2 * (steps - t + 1) - (steps + 1) * (harmonic[-1] - harmonic[:-1])

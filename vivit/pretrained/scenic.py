@@ -51,6 +51,7 @@ def read_scenic(archive: Archive, asked: Asked) -> Native:
     if root is None:
         raise ValueError(f"{archive.path} has no {EMBEDDING} below any of {', '.join(ROOTS)}")
     arrays = {n.removeprefix(root): a for n, a in archive.arrays.items() if n.startswith(root)}
+    arrays_of_video = arrays[EMBEDDING].ndim == 5
     rest = {n: "not a parameter of the model" for n in archive.arrays if not n.startswith(root)}
     if "SpatialTransformer/encoder_norm/scale" in arrays:
         native = _factorised_encoder(arrays, asked)
@@ -59,7 +60,8 @@ def read_scenic(archive: Archive, asked: Asked) -> Native:
     else:
         native = _one_encoder(arrays, asked)
     native.dropped |= rest
-    native.groups = GROUPS.get(native.model_config["classes"], {})
+    if arrays_of_video:
+        native.groups = GROUPS.get(native.model_config["classes"], {})
     if native.groups:
         listed = ", ".join(f"{k} [{a}:{b}]" for k, (a, b) in native.groups.items())
         native.notes.append(f"a head of several tasks: {listed}")

@@ -1,6 +1,6 @@
 """The weights that a training run starts from: `config.init`."""
 
-import dataclasses
+import ast
 import json
 import logging
 from pathlib import Path
@@ -11,11 +11,20 @@ from ml_collections import FrozenConfigDict
 from vivit.config import freeze
 from vivit.model import ViViT
 from vivit.pretrained import Pretrained, load
+from vivit.pretrained.adapt import as_fields
 
 log = logging.getLogger(__name__)
 
 # Fields that no parameter's shape shows, and without which weights mean something else.
-MEANING = ("activation", "norm_epsilon", "rope", "soft_cap", "pixel_mean", "pixel_std")
+MEANING = (
+    "activation",
+    "norm_epsilon",
+    "position",
+    "rope",
+    "soft_cap",
+    "pixel_mean",
+    "pixel_std",
+)
 
 
 def load_for_run(
@@ -29,20 +38,24 @@ def load_for_run(
     if not config.init.path:
         return config, None
     there = Path(workdir)
-    if (there / "config.json").exists() and any(there.glob("checkpoints/[0-9]*")):
+    if (there / "config.json").exists() and _has_checkpoint(there):
         recorded = json.loads((there / "config.json").read_text()).get("init", {})
         return _with_hashes(config, recorded.get("sha256", [])), None
     options: dict[str, Any] = {
         k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")
     }
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(ViViT)}
-    for name in ("parent", "name", "size"):
-        del fields[name]
-    loaded = load(config.init.path, model=fields, seed=config.seed, **options)
+    if options["head"].startswith(("(", "[")):  # names, as a command line gives them
+        options["head"] = tuple(ast.literal_eval(options["head"]))
+    loaded = load(config.init.path, model=as_fields(model), seed=config.seed, **options)
     _check_meaning(config, model, loaded)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
     return _with_hashes(config, hashes), loaded
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    """Whether one is whole: one that is being written has a longer name."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDict:
@@ -51,13 +64,18 @@ def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDic
     return freeze(values)
 
 
+def _differ(name: str, source: Any, wanted: Any) -> bool:
+    learned = name == "position" and all(kind.startswith("learned") for kind in (source, wanted))
+    return source != wanted and not learned  # learned tables are converted, one into the other
+
+
 def _check_meaning(config: FrozenConfigDict, model: ViViT, loaded: Pretrained) -> None:
     default = {name: getattr(ViViT, name) for name in MEANING}
     source: dict[str, Any] = {**default, **loaded.report.source_config}
     wrong = [
         f"--config.model.{name}={source[name]!r}, not {getattr(model, name)!r}"
         for name in MEANING
-        if source[name] != getattr(model, name) and name not in config.init.allow
+        if _differ(name, source[name], getattr(model, name)) and name not in config.init.allow
     ]
     if wrong:
         listed = "\n  ".join(wrong)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from vivit.pretrained.files import Archive, Arrays
@@ -95,6 +96,12 @@ def apply_rules(native: Native, arrays: Arrays, rules: Sequence[Rule]) -> None:
         if not rule.path:
             native.dropped[name] = rule.why
             continue
+        if not array.size:
+            native.dropped[name] = "it is empty"
+            continue
+        if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+            problems.append(f"not numbers with a fraction: {name} of {array.dtype}")
+            continue
         path = match.expand(rule.path)
         try:
             made = array if rule.transform is None else rule.transform(array)
@@ -123,11 +130,15 @@ def raise_problems(problems: Sequence[str], what: str) -> None:
 def depth_of(names: Sequence[str], pattern: str) -> int:
     """One more than the largest number that the pattern's only group has in the names, 0 for none.
 
-    A number left out is found later, as a missing parameter.
+    A number left out is found later, as a missing parameter; ValueError for one that no file of so
+    few arrays can have.
     """
     regex = re.compile(pattern)
     numbers = [int(match[1]) for name in names if (match := regex.match(name))]
-    return max(numbers, default=-1) + 1
+    depth = max(numbers, default=-1) + 1
+    if depth > len(names):
+        raise ValueError(f"{len(names)} arrays can't be those of {depth} layers")
+    return depth
 
 
 def split_class_row(table: np.ndarray) -> Arrays:

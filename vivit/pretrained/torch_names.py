@@ -121,10 +121,12 @@ def pair(config: Mapping[str, Any], name: str) -> tuple[int, int]:
     return height, width
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+def labels(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """Names of the classes, or () where they are only numbered."""
-    names = config.get("id2label") or {}
-    listed = tuple(str(names[key]) for key in sorted(names, key=int))
+    names = {str(key): name for key, name in (config.get("id2label") or {}).items()}
+    if set(names) != {str(i) for i in range(classes)}:
+        return ()
+    listed = tuple(str(names[str(i)]) for i in range(classes))
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(listed)) else listed
 
 

@@ -25,7 +25,6 @@ from vivit.pretrained.table import (
 )
 
 POSITIONS = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
-DROPPED = "state of the optimiser"
 MAP = "MAPHead_0"
 
 
@@ -44,8 +43,9 @@ def read_vit(archive: Archive, asked: Asked) -> Native:
 
 def read_image(arrays: Arrays, asked: Asked) -> Native:
     """An image ViT in any of the Flax namings."""
-    dropped = {name: DROPPED for name in arrays if name.startswith(("opt/", "opt_state/"))}
-    arrays = {n.removeprefix("params/"): a for n, a in arrays.items() if n not in dropped}
+    root = "params/" if any(name.startswith("params/") for name in arrays) else ""
+    dropped = {name: "not a parameter" for name in arrays if not name.startswith(root)}
+    arrays = {n.removeprefix(root): a for n, a in arrays.items() if n not in dropped}
     arrays = _unstacked(arrays)
     sizes = common_sizes(arrays) | encoder_sizes(arrays, "Transformer")
     h, w = arrays[EMBEDDING].shape[:2]
@@ -63,7 +63,7 @@ def read_image(arrays: Arrays, asked: Asked) -> Native:
     else:
         n = arrays[position].shape[1]
         # big_vision adds positions before the class token, which then has none of its own.
-        has_row = cls and round((n - 1) ** 0.5) ** 2 == n - 1
+        has_row = cls and (position != "pos_embedding" or round(n**0.5) ** 2 + 1 == n)
         if cls and not has_row:
             zero = np.zeros((1, 1, sizes["width"]), np.float32)
             arrays[position] = np.concatenate([zero, arrays[position]], axis=1)
