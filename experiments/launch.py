@@ -112,13 +112,15 @@ def _done(workdir: Path, config: dict[str, Any]) -> bool:
     files = [workdir / name for name in ("config.json", "metrics.jsonl")]
     if not all(file.exists() for file in files) or not any(workdir.glob("eval/test_*.json")):
         return False
-    there = json.loads(files[0].read_text())
-    for values in (there, config):  # the hashes of the weights that a run starts from are its own
-        values["init"] = {**values.get("init", {}), "sha256": []}
-    if there != config:
+    if _without_hashes(json.loads(files[0].read_text())) != _without_hashes(config):
         return False  # vivit.train refuses it, and says what differs
     lines = files[1].read_text().splitlines()
     return bool(lines) and json.loads(lines[-1])["step"] == config["train"]["steps"]
+
+
+def _without_hashes(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config gets the hashes of the weights that it started from."""
+    return {**config, "init": {**config.get("init", {}), "sha256": []}}
 
 
 def _name(overrides: Mapping[str, Any]) -> str:

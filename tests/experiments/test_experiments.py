@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import vivit
-from experiments import collect, launch
+from experiments import collect, launch, reached
 from tests.conftest import ROOT
 from vivit.config import read_config
 
@@ -146,3 +146,33 @@ def test_runs_use_the_same_python():
     command = next(launch.commands("c.py", launch.Run("n", {"seed": 1}), ROOT / "n"))
     assert command[0] == sys.executable
     assert command[-1] == "--config.seed=1"
+
+
+def fake_start(folder, *, path, inflation, lr, seed, curve, test):
+    folder.mkdir(parents=True)
+    config = {"init": {"path": path, "inflation": inflation}, "optim": {"lr": lr}, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [{"step": 20 * i + 20, "split": "validation", "top1": x} for i, x in enumerate(curve)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    if test is not None:
+        (folder / "eval").mkdir()
+        (folder / "eval/test_00000060.json").write_text(json.dumps({"top1": test}))
+
+
+def test_how_soon_runs_get_there(tmp_path, capsys):
+    start = {"path": "image", "inflation": "central_frame", "lr": 0.004}
+    fake_start(tmp_path / "a", **start, seed=0, curve=[0.2, 0.6, 0.95], test=0.9)
+    fake_start(tmp_path / "b", **start, seed=1, curve=[0.5, 0.6, 0.7], test=0.7)
+    fake_start(tmp_path / "c", **start, seed=2, curve=[0.1, 0.2, 0.7], test=0.8)
+    scratch = {"path": "", "inflation": "central_frame", "lr": 0.002}
+    fake_start(tmp_path / "d", **scratch, seed=0, curve=[0.1, 0.1, 0.1], test=None)
+    reached.main([str(tmp_path), "--accuracy", "0.5", "0.9"])
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2] == (
+        "| central_frame, lr 0.004 | 3 | 40 (40, 20, 60) | never (60, never, never) "
+        "| 80.00 ± 10.00 |"
+    )
+    assert "left out" in err
+    assert "not evaluated" in err
+    with pytest.raises(ValueError, match="no finished runs"):
+        reached.main([str(tmp_path / "d")])

@@ -21,6 +21,8 @@ from vivit.optim import make_optimizer
 from vivit.pretrained.__main__ import main
 from vivit.train import train
 
+TO_START = ("--config.train.steps=2", "--config.optim.warmup_steps=1")
+
 
 def flat(tree):
     return flatten_dict(tree, sep="/")
@@ -113,6 +115,36 @@ def test_files_that_changed_since_a_run_began_are_noticed(tiny_run, tiny_config,
     (tmp_path / "run/config.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match=r"init.sha256"):
         train(config, tmp_path / "run")
+
+
+def test_a_checkpoint_that_was_never_whole_is_none(tiny_run, tiny_config, tmp_path):
+    """A run that is killed while it saves for the first time starts from the weights again."""
+    config = tiny_config(f"--config.init.path={tiny_run}", "--config.train.steps=3")
+    whole = train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/checkpoints/2.orbax-checkpoint-tmp/state").mkdir(parents=True)
+    again = train(config, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+
+
+def test_other_fixed_positions_mean_something_else(tiny_config, tmp_path):
+    fixed = (*TO_START, "--config.model.position=sinusoidal")
+    train(tiny_config(*fixed), tmp_path / "fixed")
+    other = (f"--config.init.path={tmp_path / 'fixed'}", "--config.model.position=none")
+    with pytest.raises(ValueError, match="--config.model.position='sinusoidal', not 'none'"):
+        train(tiny_config(*other), tmp_path / "other")
+
+
+def test_classes_of_the_weights_are_named_in_a_config(tiny_config, tmp_path):
+    config = tiny_config()
+    model = {k: v for k, v in config.model.to_dict().items() if v not in (None, "")}
+    names = [f"class {i}" for i in range(9)]
+    params = init(vivit.build({**model, "classes": 9}))
+    weights = pretrained.export(tmp_path / "w", {**model, "classes": 9}, params, labels=names)
+    head = tuple(names[:8])
+    run = tiny_config(f"--config.init.path={weights}", f"--config.init.head={head}", *TO_START)
+    assert train(run, tmp_path / "run").params["head"]["kernel"].shape == (16, 8)
+    assert "sliced" in (tmp_path / "run/init.txt").read_text()
 
 
 def test_a_missing_file_is_refused_before_anything_is_written(tiny_config, tmp_path):

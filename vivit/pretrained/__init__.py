@@ -1,6 +1,8 @@
 """Pretrained weights in and out: public video and image transformers as models of ours.
 
-loaded = vivit.pretrained.load("vivit-b-16x2-kinetics400")
+from vivit import pretrained
+
+loaded = pretrained.load("weights/vivit-b-16x2-kinetics400")
 logits = vivit.build(loaded.model_config).apply({"params": loaded.params}, clips)
 """
 
@@ -67,7 +69,7 @@ def load(
         ValueError with the candidates.
     family, clip (frames, height, width), classes: of the model that is wanted, where they differ
         from the source's; `model`: any other fields of it.
-    source_clip: the clip that the weights were trained with, where they can't tell.
+    source_clip: the clip that the weights were trained with, where they can't tell; it must fit.
     head: "auto" keeps the head if it has as many classes as wanted and replaces it by zeros
         otherwise; "keep"; "replace"; names of classes, or of a group of them ("nouns"), to slice.
     inflation: a name of INFLATIONS, from a patch kernel to a tubelet's; or "fresh".
@@ -75,8 +77,9 @@ def load(
     time_attention: for attention over time that the source has not: "zero_out" copies the source's
         attention, with an output of zeros, so that the model starts as the source's of every frame
         (ViViT, 2103.15691, section 3.4); "copy" copies all; "scenic" copies all but the norm;
-        "fresh". An output of zeros learns; zero queries, keys and values beside it would never.
-    class_token: "keep", or "fresh" as Scenic does in its factorised encoder.
+        "fresh". (Scenic's "zero", with queries, keys and values of zeros too, never learns.)
+    class_token: "keep" gives the source's to the first stage; "fresh" as Scenic does in its
+        factorised encoder.
     checkpoint: of a run: "best", "latest" or a step.
     seed: of what is drawn afresh.
 

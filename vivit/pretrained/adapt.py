@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -210,7 +211,8 @@ class _Adaptation:
 
     def _fill_position(self, path: str, i: int, leaf: str) -> None:
         start = f"stage_{i}/position/"
-        tables = {p.removeprefix(start): a for p, a in self.native.params.items() if start in p}
+        there = self.native.params.items()
+        tables = {p.removeprefix(start): array for p, array in there if p.startswith(start)}
         row = tables.pop("class_token", None)
         if leaf == "class_token":
             self.leave_fresh(path) if row is None else self.take(path, path, "loaded", row)
@@ -231,7 +233,10 @@ class _Adaptation:
         i, layer, name, *rest = path.removeprefix("stage_").split("/")
         kind, _, pattern = name.partition("_")
         mixers = [PATTERNS[m].name for m in self.source_stages[int(i)]["mixers"]]
-        if int(layer[6:]) >= self.source_stages[int(i)]["depth"] or pattern in mixers:
+        if (
+            int(layer.removeprefix("layer_")) >= self.source_stages[int(i)]["depth"]
+            or pattern in mixers
+        ):
             self.problems.append(f"missing: {path} {list(self.wanted[path])}")
             return
         origin_name = next((m for m in ("space", "joint", *mixers) if m in mixers), None)
@@ -299,7 +304,9 @@ class _Adaptation:
         self.params |= {path: np.asarray(array) for path, array in drawn.items()}
 
 
+@lru_cache(4)
 def parameter_shapes(model: ViViT) -> dict[str, tuple[int, ...]]:
+    """path -> shape of an unrolled model's parameters."""
     flat: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 @dataclass(frozen=True)
 class Report:
     """Prints as a table. dropped: name in the file -> why. labels: names of the model's classes.
-    source_config: the model as the file has it.     sha256: of every file that was read."""
+    source_config: the model as the file has it. sha256: of every file that was read."""
 
     source: str
     path: str
