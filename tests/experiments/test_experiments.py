@@ -176,3 +176,13 @@ def test_how_soon_runs_get_there(tmp_path, capsys):
     assert "not evaluated" in err
     with pytest.raises(ValueError, match="no finished runs"):
         reached.main([str(tmp_path / "d")])
+
+
+def test_the_transfer_starts_from_the_image_runs():
+    images = launch.load_sweep(str(ROOT / "configs/image_digits.py"), "seeds")
+    starts = launch.load_sweep(str(ROOT / "configs/transfer_digits.py"), "start")
+    assert len(starts) == 15
+    paths = {run.overrides.get("init.path") for run in starts} - {None}
+    assert paths == {f"runs/image_digits/seeds/{run.name}" for run in images}
+    for config in ("image_digits", "transfer_digits"):
+        vivit.build(read_config(str(ROOT / f"configs/{config}.py")).model)
