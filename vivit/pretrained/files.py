@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import pickle  # for the name of an error
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,7 +208,10 @@ def _read_torch(file: Path) -> Arrays:
             f"{file} is a PyTorch file: install torch to read it, or convert it to safetensors"
         ) from None
     with _readable(file, "PyTorch"):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ValueError("it holds more than tensors, and only tensors are read") from None
         for key in ("state_dict", "model_state", "model", "module"):  # as training scripts wrap
             if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
                 loaded = loaded[key]
