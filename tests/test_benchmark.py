@@ -6,6 +6,7 @@ import vivit
 from vivit import benchmark
 from vivit.attention import KERNELS, PATTERNS
 from vivit.cost import count_multiply_adds
+from vivit.pretrained.export import WRITERS
 
 SMALL = {"family": "joint", "width": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "size": ""}
 SMALL |= {"clip": (4, 8, 8), "tubelet": (2, 4, 4), "classes": 3}
@@ -28,6 +29,14 @@ def test_attention_is_measured(name):
     assert result["multiply_adds"] == products
     assert result["gflops"] == pytest.approx(6 * result["multiply_adds"] / result["seconds"] / 1e9)
     assert result["mfu"] is None
+
+
+def test_weights_are_measured(monkeypatch):
+    monkeypatch.setattr(benchmark, "BASE", {**SMALL, "heads": 2})
+    result = benchmark.measure({"kind": "weights", "form": "portable"}, repeats=1)
+    assert result["file_bytes"] > 0
+    assert min(result["seconds"], result["write_seconds"]) > 0
+    assert "peak_times_file" in result
 
 
 @pytest.mark.parametrize("mode", ["forward", "train"])
@@ -71,6 +80,8 @@ def test_every_suite_asks_for_what_there_is(name):
     for case in cases:
         if case["kind"] == "model":
             vivit.build({**case["model"], "kernel": "chunked", "dtype": "bfloat16"})
+        elif case["kind"] == "weights":
+            assert case["form"] in WRITERS
         else:
             PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
             assert case["kernel"] in KERNELS

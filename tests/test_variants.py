@@ -302,7 +302,7 @@ WRONG = [
     ({"soft_cap": 0.0}, "soft_cap=0.0 must be above 0"),
     ({"registers": -1}, "registers=-1 must be 0 or more"),
     ({"registers": 2, "family": "axial"}, "family 'axial' can have no registers"),
-    ({"activation": "relu"}, "unknown activation 'relu'; known: gelu, gelu_tanh"),
+    ({"activation": "elu"}, "unknown activation 'elu'; known: gelu, gelu_tanh"),
     ({"attention_dropout": 1.0}, r"attention_dropout=1.0 is not in \[0, 1\)"),
     (
         {"family": "window"},
