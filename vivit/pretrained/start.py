@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def load_for_run(
     }
     if options["head"].startswith(("(", "[")):  # names, as a command line gives them
         options["head"] = tuple(ast.literal_eval(options["head"]))
-    loaded = load(config.init.path, model=as_fields(model), seed=config.seed, **options)
+    try:
+        loaded = load(config.init.path, model=as_fields(model), seed=config.seed, **options)
+    except ValueError as error:
+        show = f"python -m vivit.pretrained inspect {shlex.quote(config.init.path)}"
+        raise ValueError(f"config.init: {error}\n`{show}` prints the file's own model") from None
     _check_meaning(config, model, loaded)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
