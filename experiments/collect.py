@@ -86,13 +86,13 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table; accuracy as mean ± standard deviation over the seeds, the rest medians."""
     head = ["run", "seeds", *(title for _, title in COLUMNS)]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for row in rows:
-        cells = [row["name"], str(row["seeds"]), _accuracy(row["accuracy"])]
+        cells = [row["name"], str(row["seeds"]), mean_and_spread(row["accuracy"])]
         for key, _ in COLUMNS[1:]:
             value = statistics.median(row[key])
             cells.append(f"{value:.3f}" if key == "parameters" else f"{value:.1f}")
-        lines.append(_line(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -128,12 +128,12 @@ def _short(key: str, value: str | None) -> str:
     return text if key in ("model.family", "model.kernel") else f"{key.rsplit('.', 1)[-1]} {text}"
 
 
-def _accuracy(values: list[float]) -> str:
+def mean_and_spread(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def _line(cells: list[str]) -> str:
+def table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

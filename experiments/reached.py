@@ -13,11 +13,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from experiments.collect import mean_and_spread, table_row
+
 
 def read_run(folder: Path, levels: list[float]) -> dict[str, Any] | None:
     """The steps at which a run reached the levels (None where it never did) and its test score;
     None for a run that is not evaluated."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = sorted(folder.glob("eval/test_*.json"))
     if not scores:
         return None
@@ -36,14 +38,12 @@ def table(runs: list[dict[str, Any]], levels: list[float]) -> str:
     for run in runs:
         groups[run["name"]].append(run)
     head = ["start", "seeds", *(f"steps to {level:.0%}" for level in levels), "test top-1 (%)"]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for name, members in groups.items():
         members.sort(key=lambda run: run["seed"])
         cells = [name, str(len(members))]
         cells += [_steps([run["reached"][i] for run in members]) for i in range(len(levels))]
-        tests = [run["test"] for run in members]
-        spread = f" ± {statistics.stdev(tests):.2f}" if len(tests) > 1 else ""
-        lines.append(_line([*cells, f"{statistics.mean(tests):.2f}{spread}"]))
+        lines.append(table_row([*cells, mean_and_spread([run["test"] for run in members])]))
     return "\n".join(lines) + "\n"
 
 
@@ -52,10 +52,6 @@ def _steps(reached: list[int | None]) -> str:
     middle = statistics.median_high(step if step is not None else sys.maxsize for step in reached)
     each = ", ".join("never" if step is None else str(step) for step in reached)
     return f"{'never' if middle == sys.maxsize else middle} ({each})"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: the train state, the data's position and the config, by orbax."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,10 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    # Simple names, keys alone: orbax's metadata has dicts where the state has records.
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def _name(path: tuple) -> str:
-    """A path's keys alone: orbax's metadata has dicts where the state has records."""
-    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
-    return "/".join(str(part) for part in parts)
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def _check_same(saved: dict[str, tuple], wanted: dict[str, tuple], what: str) -> None:

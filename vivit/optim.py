@@ -11,6 +11,9 @@ import optax
 
 from vivit.registry import Registry
 
+# A leaf's path in a tree as text: "stage_0/norm/scale".
+_path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
+
 Schedule = Callable[[jax.Array | int], jax.Array]
 
 
@@ -91,7 +94,7 @@ def make_optimizer(
 
 def _frozen_or_not(params, *, patterns: tuple[str, ...]):
     """ "freeze" or "train" for each parameter. ValueError for a pattern that freezes nothing."""
-    paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [_path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [p for p in patterns if not any(re.search(p, path) for path in paths)]
     if idle:
         raise ValueError(
@@ -99,13 +102,11 @@ def _frozen_or_not(params, *, patterns: tuple[str, ...]):
             "one array each, below stage_I/layers/; model.scan=False has them one by one"
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "freeze" if any(re.search(p, _name(path)) for p in patterns) else "train",
+        lambda path, _: (
+            "freeze" if any(re.search(p, _path_name(path)) for p in patterns) else "train"
+        ),
         params,
     )
-
-
-def _name(path) -> str:
-    return "/".join(key.key for key in path)
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:

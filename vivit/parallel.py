@@ -175,9 +175,7 @@ def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
     problems = []
 
     def shard(path, array):
-        name = "/".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-        )
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next((tuple(axes) for regex, axes in rules if re.search(regex, name)), ())
         unknown = sorted({axis for axis in axes if axis is not None} - set(AXES))
         if unknown:

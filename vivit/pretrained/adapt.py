@@ -23,7 +23,7 @@ from vivit.pretrained.files import Arrays
 from vivit.pretrained.positions import place
 from vivit.pretrained.report import Row
 from vivit.pretrained.resize import INFLATIONS, RESIZES, inflate
-from vivit.pretrained.table import Native, raise_problems
+from vivit.pretrained.table import Native, raise_problems, shape_problems
 
 TIME_ATTENTION = ("zero_out", "copy", "scenic", "fresh")
 CLASS_TOKEN = ("keep", "fresh")
@@ -107,23 +107,14 @@ class _Adaptation:
 
     def check_native(self) -> None:
         """The file holds its own model, whole."""
-        there, expected = self.native.params, parameter_shapes(self.source)
-        problems = list(self.native.problems)
-        problems += [
-            f"missing: {path} {list(shape)}"
-            for path, shape in expected.items()
-            if path not in there
-        ]
-        for path, array in there.items():
-            name = f"{self.native.origins.get(path, path)} for {path}"
+        named = lambda path: f"{self.native.origins.get(path, path)} for {path}"
+        there = {path: array.shape for path, array in self.native.params.items()}
+        problems = self.native.problems + shape_problems(
+            there, parameter_shapes(self.source), named=named
+        )
+        for path, array in self.native.params.items():
             if not np.isfinite(array).all():
-                problems.append(f"NaN or infinity: {name}")
-            if path not in expected:
-                problems.append(f"unexpected: {name} {list(array.shape)}")
-            elif array.shape != expected[path]:
-                problems.append(
-                    f"wrong shape: {name} {list(array.shape)}, not {list(expected[path])}"
-                )
+                problems.append(f"NaN or infinity: {named(path)}")
         raise_problems(problems, "the file's arrays")
 
     def take(self, path: str, origin: str, action: str, array: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from vivit.plan import plan_stages
 from vivit.pretrained.adapt import as_fields, build_plain, parameter_shapes
 from vivit.pretrained.files import Arrays
 from vivit.pretrained.own import FORMAT
-from vivit.pretrained.table import raise_problems
+from vivit.pretrained.table import raise_problems, shape_problems
 from vivit.registry import Registry
 
 # (model, model_config, flat unrolled params, labels) -> (arrays of the file, its config.json)
@@ -67,14 +67,7 @@ def export(
 def _check_params(flat: Arrays, model: ViViT) -> None:
     """ValueError lists what is not of the model."""
     there = {path: array.shape for path, array in flat.items()}
-    wanted = parameter_shapes(build_plain(as_fields(model)))
-    problems = [f"missing: {path} {list(wanted[path])}" for path in wanted.keys() - there.keys()]
-    problems += [f"unexpected: {p} {list(there[p])}" for p in there.keys() - wanted.keys()]
-    problems += [
-        f"wrong shape: {path} {list(there[path])}, not {list(wanted[path])}"
-        for path in there.keys() & wanted.keys()
-        if there[path] != wanted[path]
-    ]
+    problems = shape_problems(there, parameter_shapes(build_plain(as_fields(model))))
     raise_problems(problems, "the parameters for this config")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vivit.pretrained.files import Arrays
-from vivit.pretrained.table import Rule, depth_of
+from vivit.pretrained.table import Rule, depth_of, split_class_row
 
 EMBEDDING = "embedding/kernel"
 
@@ -22,10 +22,23 @@ def block_rules(encoder: str, stage: int, pattern: str) -> list[Rule]:
             rf"{own}/attention_{pattern}/\2/\3",
         ),
         Rule(rf"{block}/LayerNorm_[12]/(scale|bias)", rf"{own}/norm_mlp/\2"),
-        Rule(rf"{block}/MlpBlock_[03]/Dense_0/(kernel|bias)", rf"{own}/mlp/up/\2"),
-        Rule(rf"{block}/MlpBlock_[03]/Dense_1/(kernel|bias)", rf"{own}/mlp/down/\2"),
+        *mlp_rules(rf"{block}/MlpBlock_[03]", rf"{own}/mlp"),
         Rule(rf"{encoder}/encoder_norm/(scale|bias)", rf"stage_{stage}/norm/\1"),
     ]
+
+
+def mlp_rules(name: str, path: str) -> list[Rule]:
+    return [
+        Rule(rf"{name}/Dense_0/(?P<leaf>kernel|bias)", rf"{path}/up/\g<leaf>"),
+        Rule(rf"{name}/Dense_1/(?P<leaf>kernel|bias)", rf"{path}/down/\g<leaf>"),
+    ]
+
+
+def position_rule(name: str, path: str, *, cls: bool) -> Rule:
+    """A table [1, N, D], whose first row is the class token's where there is one."""
+    if cls:
+        return Rule(name, f"{path}/", split_class_row)
+    return Rule(name, f"{path}/table", lambda table: table[0])
 
 
 EMBEDDING_AND_HEAD = [
@@ -39,7 +52,7 @@ EMBEDDING_AND_HEAD = [
 def encoder_sizes(arrays: Arrays, encoder: str) -> dict[str, int]:
     """depth, heads and mlp_dim of an encoder, read off its arrays. ValueError names what lacks."""
     block = rf"{encoder}/encoderblock_(\d+)/"
-    depth = depth_of(list(arrays), block)
+    depth = depth_of(arrays, block)
     if not depth:
         raise ValueError(f"there is no {encoder}/encoderblock_0/... among the arrays")
     query = _find(arrays, f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_", "query/kernel")

@@ -58,7 +58,7 @@ def read_timesformer(archive: Archive, asked: Asked) -> Native:
             **pixels(archive, *PUBLISHED_PIXELS),
             "clip": (get(config, "num_frames"), *pair(config, "image_size")),
             "tubelet": (1, *pair(config, "patch_size")),
-            "depth": depth_of(list(arrays), LAYER),
+            "depth": depth_of(arrays, LAYER),
             "family": family,
             "readout": "cls",
             "position": position,

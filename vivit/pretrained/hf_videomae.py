@@ -44,19 +44,18 @@ def read_videomae(archive: Archive, asked: Asked) -> Native:
             "position": "sinusoidal_interleaved",
             "qkv_bias": "qv" if config.get("qv_bias", config.get("qkv_bias", True)) else "",
             "classes": head_classes(arrays),
-            **_readout(archive, depth_of(list(arrays), LAYER)),
+            **_readout(archive, depth_of(arrays, LAYER)),
         },
         labels=labels(config, head_classes(arrays)),
     )
     own, path = r"stage_0/layer_\1", r"stage_0/layer_\1/attention_joint"
-    names = {part: rf"{ATTENTION}\.attention\.{part}" for part in ("query", "key", "value")}
-    names["out"] = rf"{ATTENTION}\.output\.dense"
+    named = lambda part: rf"{ATTENTION}\.attention\.{part}"
     split = to_heads(shape["heads"])
     embeddings = rf"{ROOT}embeddings\.patch_embeddings\.projection"
     rules = [
         Rule(rf"{embeddings}\.weight", "tubelet/kernel", patches),
         Rule(rf"{embeddings}\.bias", "tubelet/bias"),
-        *attention_rules(names, path, shape["heads"]),
+        *attention_rules(named, path, shape["heads"], out=rf"{ATTENTION}\.output\.dense"),
         Rule(rf"{ATTENTION}\.attention\.q_bias", f"{path}/query/bias", split),
         Rule(rf"{ATTENTION}\.attention\.v_bias", f"{path}/value/bias", split),
         *norm_rules(rf"{LAYER}\.layernorm_before", f"{own}/norm_joint"),

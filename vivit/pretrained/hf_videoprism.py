@@ -17,11 +17,9 @@ from vivit.pretrained.torch_names import (
     is_model,
     labels,
     norm_rules,
-    out_rules,
     pair,
     patches,
     pixels,
-    projection_rules,
     sizes,
 )
 
@@ -42,7 +40,7 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
     config = archive.config.get("vision_config") or archive.config
     arrays = archive.arrays
     shape = sizes(config)
-    depths = [depth_of(list(arrays), name) for name in (SPATIAL, TEMPORAL, AUXILIARY)]
+    depths = [depth_of(arrays, name) for name in (SPATIAL, TEMPORAL, AUXILIARY)]
     pooled = any(name.endswith("head.pooling_attention_query") for name in arrays)
     cap = config.get("attn_logit_softcapping")
     native = Native(
@@ -64,6 +62,7 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
     last = len(native.model_config["stages"]) - 1
     heads, pool = shape["heads"], f"stage_{last}/pool"
     embeddings = rf"{ROOT}spatial_embeddings"
+    in_head = lambda part: rf"{VIDEO}head\.{part[0]}_proj"
     rules = [
         Rule(rf"{embeddings}\.patch_embeddings\.projection\.weight", "tubelet/kernel", patches),
         Rule(rf"{embeddings}\.patch_embeddings\.projection\.bias", "tubelet/bias"),
@@ -80,13 +79,11 @@ def read_videoprism(archive: Archive, asked: Asked) -> Native:
         *norm_rules(rf"{ROOT}layernorm2", "stage_1/norm", plus=1.0),
         Rule(rf"{VIDEO}head\.pooling_attention_query", f"{pool}/query_token", lambda x: x[0]),
         Rule(rf"{VIDEO}head\.per_dim_scale", f"{pool}/scale"),
-        *out_rules(rf"{VIDEO}head\.o_proj", f"{pool}/out", heads),
+        *attention_rules(in_head, pool, heads, out=rf"{VIDEO}head\.o_proj"),
         *norm_rules(rf"{VIDEO}head_layernorm", f"{pool}/norm", plus=1.0),
         Rule(r"text_model\..*", why="the text encoder"),
         *HEAD,
     ]
-    for part in ("query", "key", "value"):
-        rules += projection_rules(rf"{VIDEO}head\.{part[0]}_proj", f"{pool}/{part}", heads)
     apply_rules(native, arrays, rules)
     return native
 
@@ -106,10 +103,10 @@ def _stages(
 
 def _layer_rules(layer: str, stage: int, pattern: str, heads: int) -> list[Rule]:
     own = rf"stage_{stage}/layer_\1"
-    names = {part: rf"{layer}\.attention\.{part[0]}_proj" for part in ("query", "key", "value")}
-    names["out"] = rf"{layer}\.attention\.o_proj"
+    named = lambda part: rf"{layer}\.attention\.{part[0]}_proj"
+    out = rf"{layer}\.attention\.o_proj"
     return [
-        *attention_rules(names, f"{own}/attention_{pattern}", heads),
+        *attention_rules(named, f"{own}/attention_{pattern}", heads, out=out),
         *norm_rules(rf"{layer}\.layernorm_before", f"{own}/norm_{pattern}", plus=1.0),
         *norm_rules(rf"{layer}\.layernorm_after", f"{own}/norm_mlp", plus=1.0),
         *dense_rules(rf"{layer}\.mlp\.fc1", f"{own}/mlp/up"),

@@ -32,7 +32,7 @@ LAYER = rf"{ROOT}(?:encoder\.layer|layers)\.(\d+)"
 def read_vivit(archive: Archive, asked: Asked) -> Native:
     """A bare model's pooler is our pre_logits: a dense layer and tanh on the class token."""
     config, arrays = archive.config, archive.arrays
-    depth = depth_of(list(arrays), LAYER)
+    depth = depth_of(arrays, LAYER)
     pooler = next((a for n, a in arrays.items() if n.endswith("pooler.dense.weight")), None)
     if pooler is not None and get(config, "pooler_act", str) != "tanh":
         raise ValueError(f"config.json has pooler_act={config['pooler_act']!r}, not tanh")
@@ -51,11 +51,9 @@ def read_vivit(archive: Archive, asked: Asked) -> Native:
         labels=labels(config, head_classes(arrays)),
     )
     own = r"stage_0/layer_\1"
-    names = {
-        part: rf"{LAYER}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
-        for part in ("query", "key", "value")
-    }
-    names["out"] = rf"{LAYER}\.attention\.(?:output\.dense|o_proj)"
+    named = lambda part: rf"{LAYER}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
+    out = rf"{LAYER}\.attention\.(?:output\.dense|o_proj)"
+    heads = native.model_config["heads"]
     apply_rules(
         native,
         arrays,
@@ -68,7 +66,7 @@ def read_vivit(archive: Archive, asked: Asked) -> Native:
                 patches,
             ),
             Rule(rf"{ROOT}embeddings\.patch_embeddings\.projection\.bias", "tubelet/bias"),
-            *attention_rules(names, f"{own}/attention_joint", native.model_config["heads"]),
+            *attention_rules(named, f"{own}/attention_joint", heads, out=out),
             *norm_rules(rf"{LAYER}\.layernorm_before", f"{own}/norm_joint"),
             *norm_rules(rf"{LAYER}\.layernorm_after", f"{own}/norm_mlp"),
             *dense_rules(rf"{LAYER}\.(?:intermediate\.dense|mlp\.fc1)", f"{own}/mlp/up"),

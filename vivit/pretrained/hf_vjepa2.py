@@ -15,7 +15,6 @@ from vivit.pretrained.torch_names import (
     pair,
     patches,
     pixels,
-    projection_rules,
     sizes,
 )
 
@@ -32,7 +31,7 @@ def read_vjepa2(archive: Archive, asked: Asked) -> Native:
     shape = sizes({**config, "intermediate_size": 0})
     width, heads = shape["width"], shape["heads"]
     shape["mlp_dim"] = int(width * get(config, "mlp_ratio", (int, float)))
-    depth, pool_depth = (depth_of(list(arrays), name) for name in (LAYER, POOL_LAYER))
+    depth, pool_depth = (depth_of(arrays, name) for name in (LAYER, POOL_LAYER))
     pooled = any(name.startswith("pooler.") for name in arrays)
     encoder = {"depth": depth, "mixers": ("joint",), "pool": "" if pooled else "mean", "norm": True}
     # The pooler's layers have their own MLP width, always biases, and don't turn queries and keys.
@@ -61,27 +60,28 @@ def read_vjepa2(archive: Archive, asked: Asked) -> Native:
         labels=labels(config, head_classes(arrays)),
     )
     own, pool_own = r"stage_0/layer_\1", r"stage_1/layer_\1"
-    names = {part: rf"{LAYER}\.attention\.{part}" for part in ("query", "key", "value")}
-    names["out"] = rf"{LAYER}\.attention\.proj"
-    in_pool = {p: rf"{POOL_LAYER}\.self_attn\.{p[0]}_proj" for p in ("query", "key", "value")}
-    in_pool["out"] = rf"{POOL_LAYER}\.self_attn\.out_proj"
+    named = lambda part: rf"{LAYER}\.attention\.{part}"
+    in_pool = lambda part: rf"{POOL_LAYER}\.self_attn\.{part[0]}_proj"
+    in_cross = lambda part: rf"{CROSS}\.cross_attn\.{part[0]}_proj"
+    attention, pool_attention = f"{own}/attention_joint", f"{pool_own}/attention_joint"
     pool = "stage_1/pool"
     rules = [
         Rule(
             rf"{ROOT}encoder\.embeddings\.patch_embeddings\.proj\.weight", "tubelet/kernel", patches
         ),
         Rule(rf"{ROOT}encoder\.embeddings\.patch_embeddings\.proj\.bias", "tubelet/bias"),
-        *attention_rules(names, f"{own}/attention_joint", heads),
+        *attention_rules(named, attention, heads, out=rf"{LAYER}\.attention\.proj"),
         *norm_rules(rf"{LAYER}\.norm1", f"{own}/norm_joint"),
         *norm_rules(rf"{LAYER}\.norm2", f"{own}/norm_mlp"),
         *dense_rules(rf"{LAYER}\.mlp\.fc1", f"{own}/mlp/up"),
         *dense_rules(rf"{LAYER}\.mlp\.fc2", f"{own}/mlp/down"),
         *norm_rules(rf"{ROOT}encoder\.layernorm", "stage_0/norm"),
-        *attention_rules(in_pool, f"{pool_own}/attention_joint", heads),
+        *attention_rules(in_pool, pool_attention, heads, out=rf"{POOL_LAYER}\.self_attn\.out_proj"),
         *norm_rules(rf"{POOL_LAYER}\.layer_norm1", f"{pool_own}/norm_joint"),
         *norm_rules(rf"{POOL_LAYER}\.layer_norm2", f"{pool_own}/norm_mlp"),
         *dense_rules(rf"{POOL_LAYER}\.mlp\.fc1", f"{pool_own}/mlp/up"),
         *dense_rules(rf"{POOL_LAYER}\.mlp\.fc2", f"{pool_own}/mlp/down"),
+        *attention_rules(in_cross, pool, heads),
         Rule(r"pooler\.query_tokens", f"{pool}/query_token", lambda x: x[0]),
         *norm_rules(rf"{CROSS}\.layer_norm1", f"{pool}/norm"),
         *norm_rules(rf"{CROSS}\.layer_norm2", f"{pool}/norm_mlp"),
@@ -90,8 +90,5 @@ def read_vjepa2(archive: Archive, asked: Asked) -> Native:
         Rule(rf"{ROOT}predictor\..*", why="the predictor of pre-training"),
         *HEAD,
     ]
-    for part in ("query", "key", "value"):
-        name = rf"{CROSS}\.cross_attn\.{part[0]}_proj"
-        rules += projection_rules(name, f"{pool}/{part}", heads)
     apply_rules(native, arrays, rules)
     return native

@@ -13,6 +13,8 @@ from vivit.pretrained.flax_names import (
     block_rules,
     common_sizes,
     encoder_sizes,
+    mlp_rules,
+    position_rule,
 )
 from vivit.pretrained.table import (
     Asked,
@@ -21,7 +23,6 @@ from vivit.pretrained.table import (
     apply_rules,
     grid_of,
     source,
-    split_class_row,
 )
 from vivit.pretrained.vit import read_image
 
@@ -55,7 +56,7 @@ def read_scenic(archive: Archive, asked: Asked) -> Native:
     rest = {n: "not a parameter of the model" for n in archive.arrays if not n.startswith(root)}
     if "SpatialTransformer/encoder_norm/scale" in arrays:
         native = _factorised_encoder(arrays, asked)
-    elif arrays[EMBEDDING].ndim == 4 and not _is_sampled(arrays, asked):
+    elif arrays[EMBEDDING].ndim == 4 and not _is_sampled(asked):
         native = read_image(arrays, asked)
     else:
         native = _one_encoder(arrays, asked)
@@ -71,12 +72,6 @@ def read_scenic(archive: Archive, asked: Asked) -> Native:
 def _tubelet(arrays: Arrays) -> tuple[int, int, int]:
     shape = arrays[EMBEDDING].shape
     return shape[:3] if len(shape) == 5 else (1, *shape[:2])
-
-
-def _position_rule(name: str, path: str, *, cls: bool) -> Rule:
-    if cls:
-        return Rule(name, f"{path}/", split_class_row)
-    return Rule(name, f"{path}/table", lambda table: table[0])
 
 
 def _factorised_encoder(arrays: Arrays, asked: Asked) -> Native:
@@ -114,7 +109,7 @@ def _factorised_encoder(arrays: Arrays, asked: Asked) -> Native:
         rules += block_rules(encoder, stage, pattern)
         rules += [
             Rule(f"cls_{encoder}", f"stage_{stage}/class_token", lambda token: token[None]),
-            _position_rule(
+            position_rule(
                 f"{encoder}/posembed_input/pos_embedding", f"stage_{stage}/position", cls=cls
             ),
         ]
@@ -163,7 +158,7 @@ def _one_encoder(arrays: Arrays, asked: Asked) -> Native:
         *(_factorised_rules() if factorised else block_rules("Transformer", 0, "joint")),
         *EMBEDDING_AND_HEAD,
         Rule("cls", "stage_0/class_token", lambda token: token[None]),
-        _position_rule("Transformer/posembed_input/pos_embedding", "stage_0/position", cls=cls),
+        position_rule("Transformer/posembed_input/pos_embedding", "stage_0/position", cls=cls),
     ]
     apply_rules(native, arrays, rules)
     return native
@@ -177,8 +172,7 @@ def _factorised_rules() -> list[Rule]:
             rf"{block}/MultiHeadDotProductAttention_(space|time)/(query|key|value|out)/(kernel|bias)",
             rf"{own}/attention_\2/\3/\4",
         ),
-        Rule(rf"{block}/MlpBlock/Dense_0/(kernel|bias)", rf"{own}/mlp/up/\2"),
-        Rule(rf"{block}/MlpBlock/Dense_1/(kernel|bias)", rf"{own}/mlp/down/\2"),
+        *mlp_rules(rf"{block}/MlpBlock", rf"{own}/mlp"),
         Rule(r"Transformer/encoder_norm/(scale|bias)", r"stage_0/norm/\1"),
     ]
 
@@ -189,7 +183,7 @@ def _length(arrays: Arrays, name: str) -> int:
     return arrays[name].shape[1]
 
 
-def _is_sampled(arrays: Arrays, asked: Asked) -> bool:
+def _is_sampled(asked: Asked) -> bool:
     """A 2D patch kernel is an image model's, or that of a video model of single frames, which
     only source_clip can tell."""
     return asked.source_clip is not None and asked.source_clip[0] > 1

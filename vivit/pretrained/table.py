@@ -4,7 +4,7 @@ Parameters are named by their path in an unrolled model: "stage_0/layer_3/norm_m
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,7 +127,25 @@ def raise_problems(problems: Sequence[str], what: str) -> None:
         raise ValueError(f"{len(problems)} problems with {what}:\n  {listed}{more}")
 
 
-def depth_of(names: Sequence[str], pattern: str) -> int:
+def shape_problems(
+    there: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    named: Callable[[str], str] = str,
+) -> list[str]:
+    """Missing and unexpected paths, and those of another shape. named: how a path that is there is
+    spoken of."""
+    missing = [f"missing: {path} {list(wanted[path])}" for path in wanted if path not in there]
+    others = []
+    for path, shape in there.items():
+        if path not in wanted:
+            others.append(f"unexpected: {named(path)} {list(shape)}")
+        elif shape != wanted[path]:
+            others.append(f"wrong shape: {named(path)} {list(shape)}, not {list(wanted[path])}")
+    return missing + others
+
+
+def depth_of(names: Collection[str], pattern: str) -> int:
     """One more than the largest number that the pattern's only group has in the names, 0 for none.
 
     A number left out is found later, as a missing parameter; ValueError for one that no file of so

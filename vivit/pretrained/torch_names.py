@@ -64,13 +64,6 @@ def dense_rules(name: str, path: str) -> list[Rule]:
     ]
 
 
-def projection_rules(name: str, path: str, heads: int) -> list[Rule]:
-    return [
-        Rule(rf"{name}\.weight", f"{path}/kernel", to_heads(heads)),
-        Rule(rf"{name}\.bias", f"{path}/bias", to_heads(heads)),
-    ]
-
-
 def out_rules(name: str, path: str, heads: int) -> list[Rule]:
     return [
         Rule(rf"{name}\.weight", f"{path}/kernel", from_heads(heads)),
@@ -78,14 +71,18 @@ def out_rules(name: str, path: str, heads: int) -> list[Rule]:
     ]
 
 
-def attention_rules(names: Mapping[str, str], path: str, heads: int) -> list[Rule]:
-    """names: "query", "key", "value", "out" -> the pattern of the layer's name."""
-    rules = [
-        rule
-        for part in ("query", "key", "value")
-        for rule in projection_rules(names[part], f"{path}/{part}", heads)
-    ]
-    return rules + out_rules(names["out"], f"{path}/out", heads)
+def attention_rules(
+    named: Callable[[str], str], path: str, heads: int, *, out: str = ""
+) -> list[Rule]:
+    """named: "query", "key" or "value" -> the pattern of that projection's name. out: that of the
+    output projection, "" for none."""
+    rules = out_rules(out, f"{path}/out", heads) if out else []
+    for part in ("query", "key", "value"):
+        rules += [
+            Rule(rf"{named(part)}\.weight", f"{path}/{part}/kernel", to_heads(heads)),
+            Rule(rf"{named(part)}\.bias", f"{path}/{part}/bias", to_heads(heads)),
+        ]
+    return rules
 
 
 def get(config: Mapping[str, Any], name: str, kind: type | tuple = int) -> Any:

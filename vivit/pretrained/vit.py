@@ -13,6 +13,8 @@ from vivit.pretrained.flax_names import (
     block_rules,
     common_sizes,
     encoder_sizes,
+    mlp_rules,
+    position_rule,
 )
 from vivit.pretrained.table import (
     Asked,
@@ -21,7 +23,6 @@ from vivit.pretrained.table import (
     apply_rules,
     grid_of,
     source,
-    split_class_row,
 )
 
 POSITIONS = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
@@ -81,15 +82,12 @@ def read_image(arrays: Arrays, asked: Asked) -> Native:
         dropped=dropped,
         notes=notes,
     )
-    whole = lambda table: table[0]
     rules = [
         *block_rules("Transformer", 0, "joint"),
         *EMBEDDING_AND_HEAD,
         *_map_rules(),
         Rule("cls", "stage_0/class_token", lambda token: token[None]),
-        Rule(position, "stage_0/position/", split_class_row)
-        if cls
-        else Rule(position, "stage_0/position/table", whole),
+        position_rule(position, "stage_0/position", cls=cls),
     ]
     apply_rules(native, arrays, rules)
     return native
@@ -104,8 +102,7 @@ def _map_rules() -> list[Rule]:
             rf"{pool}/\1/\2",
         ),
         Rule(rf"{MAP}/LayerNorm_0/(scale|bias)", rf"{pool}/norm_mlp/\1"),
-        Rule(rf"{MAP}/MlpBlock_0/Dense_0/(kernel|bias)", rf"{pool}/mlp/up/\1"),
-        Rule(rf"{MAP}/MlpBlock_0/Dense_1/(kernel|bias)", rf"{pool}/mlp/down/\1"),
+        *mlp_rules(rf"{MAP}/MlpBlock_0", f"{pool}/mlp"),
     ]
 
 
