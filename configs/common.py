@@ -57,13 +57,48 @@ def get_config() -> ConfigDict:
         "allow": (),  # model fields that may differ from what the weights were trained with
         "sha256": (),  # of the files; filled in when a run starts
     }
-    config.data = {  # vivit.data: open_split and train_batches
-        "name": "moving_digits",
+    config.data = {  # vivit.data.pipeline.Data
+        "name": "moving_digits",  # of a prepared data set, or a manifest
         "root": "data",
         "label": "motion",
+        "splits": ("train", "validation"),
         "batch_size": 64,
         "threads": 2,
         "workers": 0,
+        "short_side": 256,  # pixels, of frames of files that were not prepared
+        "canvas": placeholder(tuple),
+        "enlarge": False,
+        "sampling": {  # vivit.data.sampling.Sampling
+            "kind": "clip",
+            "stride_frames": 1,
+            "stride_seconds": placeholder(float),
+            "short": "wrap",
+        },
+        "views": {  # vivit.data.views.Views
+            "temporal": 1,
+            "spatial": 1,
+            "short_side": placeholder(int),
+            "average": "logits",
+        },
+        "bad_share": 0.05,
+        "timeout_seconds": 60.0,
+        "largest_frame": 4096 * 4096,  # pixels
+    }
+    config.augment = {  # vivit.data.augment.Augment
+        "short_side": placeholder(tuple),
+        "crop": "random",
+        "flip": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+        "hue": 0.0,
+        "colour_share": 1.0,
+        "grey": 0.0,
+        "operations": 0,
+        "magnitude": 9.0,
+        "erase": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
     }
     config.optim = {  # vivit.optim.make_optimizer
         "name": "adamw",

@@ -133,7 +133,10 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, tiny_config):
     [
         (["--config.data.root=nowhere"], "python -m vivit.data prepare moving_digits nowhere"),
         (["--config.model.classes=7"], "needs model.classes=8, not 7"),
-        (["--config.model.clip=(8,32,32)"], r"needs model.clip=\(16, 32, 32\)"),
+        (
+            ["--config.model.clip=(16,64,64)"],
+            "larger than the smallest frame, whose short side is 32",
+        ),
         (["--config.model.family=jiont"], "unknown family 'jiont'"),
         (["--config.data.label=digt"], "no label 'digt'; it has: motion, digit"),
         (["--config.data.batch_size=40"], "batch_size=40 is larger than the 32 training clips"),

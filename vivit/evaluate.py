@@ -3,7 +3,9 @@
 import argparse
 import json
 import logging
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +16,9 @@ import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
 from vivit.config import read_workdir, run_command, show_log, write_atomically
-from vivit.data.pipeline import Batch, eval_batches
-from vivit.data.sources import Split, open_split
+from vivit.data.pipeline import Batch, Batches, Data
+from vivit.data.sources import Split
+from vivit.data.views import Views
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel_here
@@ -25,28 +28,42 @@ log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """metrics: means over the clips. confusion: counts [label, predicted class]."""
+    """metrics: means over the clips. confusion: counts [label, predicted class].
+
+    damaged: clips that could not be read; they count in nothing else.
+    """
 
     metrics: dict[str, float]
     confusion: np.ndarray
+    damaged: int
 
 
 def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Parallel) -> Scores:
     """Every clip once: padding has mask 0 and counts nowhere."""
     results = [eval_step(params, parallel.put(batch)) for batch in batches]
     sums, confusions = zip(*jax.device_get(results), strict=True)
-    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int))
+    damaged = len(batches.damaged) if isinstance(batches, Batches) else 0
+    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int), damaged)
 
 
-def check_split(split: Split, model_config: Any) -> None:
+def check_split(split: Split, model_config: Any, data: Data) -> None:
     """ValueError where a model does not fit the data that it is to see."""
     problems = []
-    if split.clip_shape[:3] != tuple(model_config["clip"]):
-        problems.append(f"model.clip={split.clip_shape[:3]}, not {tuple(model_config['clip'])}")
     if len(split.class_names) != model_config["classes"]:
-        problems.append(f"model.classes={len(split.class_names)}, not {model_config['classes']}")
+        problems.append(
+            f"label {split.label!r} needs model.classes={len(split.class_names)}, "
+            f"not {model_config['classes']}"
+        )
+    size = tuple(model_config["clip"][1:])
+    if split.smallest < max(size) and not data.enlarge:
+        problems.append(
+            f"model.clip={tuple(model_config['clip'])} is larger than the smallest frame, whose "
+            f"short side is {split.smallest} pixels; lower it, or set data.enlarge=True"
+        )
+    if data.canvas is not None and min(data.canvas) < max(size):
+        problems.append(f"data.canvas={tuple(data.canvas)} is smaller than the crop {size}")
     if problems:
-        raise ValueError(f"{split.name} with label {split.label!r} needs {' and '.join(problems)}")
+        raise ValueError(f"{split.name}: {'; '.join(problems)}")
 
 
 def check_batch_size(batch_size: int, devices: int, clips: int | None = None) -> None:
@@ -57,15 +74,10 @@ def check_batch_size(batch_size: int, devices: int, clips: int | None = None) ->
         raise ValueError(f"data.batch_size={batch_size} is larger than the {clips} training clips")
 
 
-def local_batches(split: Split, config: Any) -> Iterable[Batch]:
+def local_batches(split: Split, data: Data, *, frames: int, views: int = 1) -> Batches:
     """This process's part of every batch of a split."""
-    return eval_batches(
-        split,
-        batch_size=config.data.batch_size,
-        threads=config.data.threads,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    process, processes = jax.process_index(), jax.process_count()
+    return data.evaluate(split, frames=frames, views=views, process=process, processes=processes)
 
 
 def build_here(model_config: Any) -> vivit.ViViT:
@@ -99,18 +111,33 @@ def restore(
     return model, state, parallel
 
 
-def evaluate(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Path:
-    """Scores a checkpoint and writes RUN/eval/SPLIT_STEP.json; returns its path."""
+def evaluate(
+    workdir: str | Path, *, checkpoint: str = "best", split: str = "test", views: str = ""
+) -> Path:
+    """Scores a checkpoint and writes RUN/eval/SPLIT_STEP.json; returns its path.
+
+    views: "4x3" for 4 clips of each video in 3 crops, instead of the config's; then in a file
+    whose name says so.
+    """
     workdir = Path(workdir)
     config = read_workdir(workdir)
-    data = open_split(config.data.name, config.data.root, split=split, label=config.data.label)
-    check_split(data, config.model)
+    source = Data(**config.data)
+    seen = Views(**source.views)
+    if views:
+        seen = replace(seen, **parse_views(views))
+    data = source.open(split)
+    check_split(data, config.model, source)
+    frames, *size = config.model.clip
+    through = seen.build(data, tuple(size))
     model, state, parallel = restore(workdir, config, checkpoint=checkpoint)
-    eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes))
-    scores = score(eval_step, state.eval_params, local_batches(data, config), parallel)
+    eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes, through=through))
+    batches = local_batches(data, source, frames=frames, views=seen.temporal)
+    scores = score(eval_step, state.eval_params, batches, parallel)
     step = int(state.step)
     result = {
         "split": split,
+        "views": f"{seen.temporal}x{seen.spatial}",
+        "damaged": scores.damaged,
         "step": step,
         "checkpoint": f"checkpoints/{step}",
         "clips": int(scores.confusion.sum()),
@@ -123,14 +150,22 @@ def evaluate(workdir: str | Path, *, checkpoint: str = "best", split: str = "tes
         "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
         "config": json.loads(config.to_json()),
     }
-    path = evaluation_path(workdir, split=split, step=step)
+    path = evaluation_path(workdir, split=split, step=step, views=views)
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     return path
 
 
-def evaluation_path(workdir: Path, *, split: str, step: int) -> Path:
+def parse_views(text: str) -> dict[str, int]:
+    """The fields of Views that "4x3" stands for."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(f"--views={text} is no TxS, such as 4x3: clips of a video x crops of each")
+    return {"temporal": int(match[1]), "spatial": int(match[2])}
+
+
+def evaluation_path(workdir: Path, *, split: str, step: int, views: str = "") -> Path:
     """Where the scores of a checkpoint on a split are kept."""
-    return workdir / "eval" / f"{split}_{step:08d}.json"
+    return workdir / "eval" / f"{split}_{step:08d}{'_' if views else ''}{views}.json"
 
 
 def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -161,8 +196,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
     show_log()
     add_run_arguments(parser)
+    parser.add_argument("--views", default="", help="clips x crops of each video, such as 4x3")
     arguments = parser.parse_args(argv)
-    path = evaluate(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
+    path = evaluate(
+        arguments.workdir,
+        checkpoint=arguments.checkpoint,
+        split=arguments.split,
+        views=arguments.views,
+    )
     result = json.loads(path.read_text())
     print(f"{'class':16} {'clips':>6} {'recall':>8} {'precision':>9}")
     for row in result["per_class"]:
@@ -172,8 +213,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{row['class']:16} {row['clips']:6} {recall:>8} {precision:>9}")
     print(
         f"{result['split']}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, "
-        f"loss {result['loss']:.4f} over {result['clips']} clips (step {result['step']}) -> {path}"
+        f"loss {result['loss']:.4f} over {result['clips']} clips in {result['views']} views "
+        f"(step {result['step']}) -> {path}"
     )
+    if result["damaged"]:
+        print(f"{result['damaged']} clips could not be read and are not counted")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from vivit.registry import Registry
 AXES = ("data", "fsdp", SEQUENCE)
 BATCH = PartitionSpec(AXES[:2])  # examples are split over both
 FRAMES = PartitionSpec(AXES[:2], SEQUENCE)  # clips [B, F, H, W, C], over their frames too
+VIEWS = PartitionSpec(AXES[:2], None, SEQUENCE)  # clips [B, V, F, H, W, C]
 Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 
@@ -78,7 +79,7 @@ def jit_over_mesh(*, data: int, fsdp: int, sequence: int, rules: Rules) -> Paral
     """jit with shardings: the batch over all devices, arrays of the state as the rules say."""
     # Explicit axes, make_mesh's default since JAX 0.9, refuse the tubelet's reshape.
     mesh = jax.make_mesh((data, fsdp, sequence), AXES, axis_types=(AxisType.Auto,) * 3)
-    examples, frames = NamedSharding(mesh, BATCH), NamedSharding(mesh, FRAMES)
+    examples, frames, views = (NamedSharding(mesh, spec) for spec in (BATCH, FRAMES, VIEWS))
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def abstract(make, seed):
@@ -88,11 +89,11 @@ def jit_over_mesh(*, data: int, fsdp: int, sequence: int, rules: Rules) -> Paral
     def put_one(x):
         if x.ndim < 5:
             return jax.make_array_from_process_local_data(examples, x)
-        if x.shape[1] % sequence:
+        if x.shape[-4] % sequence:
             raise ValueError(
-                f"{x.shape[1]} frames of a clip are not split evenly by parallel.{sequence=}"
+                f"{x.shape[-4]} frames of a clip are not split evenly by parallel.{sequence=}"
             )
-        return jax.make_array_from_process_local_data(frames, x)
+        return jax.make_array_from_process_local_data(frames if x.ndim == 5 else views, x)
 
     def put(host):
         return jax.tree.map(put_one, host)

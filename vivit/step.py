@@ -15,6 +15,7 @@ from vivit.objective import cross_entropy, metric_sums
 Params = Any
 Leaf = Any  # an array; in a tree of shapes or of shardings, what describes it
 Step = Callable[..., Any]
+AUGMENTATION = 2**31  # folded into the run's key, as no step is
 
 
 @partial(
@@ -75,8 +76,11 @@ def make_train_step(
     *,
     label_smoothing: float,
     average_decay: float | None,
+    augment: Callable[..., Mapping[str, jax.Array]] | None = None,
 ) -> Step:
     """step(state, batch, *, axis_name=None) -> (state, metric sums).
+
+    augment: (batch, key) -> batch, of clips as the model takes them; see vivit.data.augment.
 
     Under jit the batch is the global one. Under pmap it is a device's part and `axis_name` the
     devices' axis: gradients and metrics are summed over it, and each device draws its own
@@ -85,7 +89,10 @@ def make_train_step(
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
         total = partial(jax.lax.psum, axis_name=axis_name) if axis_name else lambda x: x
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        key = jax.random.wrap_key_data(state.rng)
+        if augment is not None:
+            batch = augment(batch, jax.random.fold_in(key, AUGMENTATION))
+        rng = jax.random.fold_in(key, state.step)
         if axis_name:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         count = total(batch["mask"].sum())
@@ -93,6 +100,11 @@ def make_train_step(
         def loss(params):
             logits = model.apply({"params": params}, batch["clips"], rngs={"dropout": rng})
             losses = cross_entropy(logits, batch["labels"], label_smoothing=label_smoothing)
+            if "share" in batch:  # clips that were mixed: of their own label and of another's
+                other = cross_entropy(
+                    logits, batch["other_labels"], label_smoothing=label_smoothing
+                )
+                losses = batch["share"] * losses + (1 - batch["share"]) * other
             sums = metric_sums(losses, logits, batch["labels"], batch["mask"])
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
@@ -111,11 +123,21 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: ViViT, *, classes: int) -> Step:
-    """step(params, batch, *, axis_name=None) -> (metric sums, confusion counts [label, class])."""
+def make_eval_step(
+    model: ViViT, *, classes: int, through: Callable[..., Any] | None = None
+) -> Step:
+    """step(params, batch, *, axis_name=None) -> (metric sums, confusion counts [label, class]).
+
+    through: (model, clips [B, V, F, H, W, 3], extents) -> logits, of clips in several views; see
+    vivit.data.views.
+    """
 
     def step(params: Params, batch: Mapping[str, jax.Array], *, axis_name=None):
-        logits = model.apply({"params": params}, batch["clips"])
+        see = lambda clips: model.apply({"params": params}, clips)
+        if through is None:
+            logits = see(batch["clips"])
+        else:
+            logits = through(see, batch["clips"], batch["extents"])
         labels, mask = batch["labels"], batch["mask"]
         sums = metric_sums(cross_entropy(logits, labels), logits, labels, mask)
         confusion = jnp.zeros((classes, classes)).at[labels, logits.argmax(axis=-1)].add(mask)

@@ -33,8 +33,9 @@ from vivit.config import (
     write_atomically,
 )
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
-from vivit.data.pipeline import train_batches
-from vivit.data.sources import open_split
+from vivit.data.augment import Augment
+from vivit.data.pipeline import Data
+from vivit.data.views import Views
 from vivit.evaluate import check_batch_size, check_split, local_batches, score
 from vivit.objective import means
 from vivit.optim import make_optimizer
@@ -52,14 +53,16 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         # What a user can get wrong is found out before anything is written.
         import_modules(config)
         model = vivit.build(config.model)
-        splits = [
-            open_split(config.data.name, config.data.root, split=name, label=config.data.label)
-            for name in ("train", "validation")
-        ]
-        check_split(splits[0], config.model)
+        data = Data(**config.data)
+        splits = [data.open(name) for name in data.splits]
+        for split in splits:
+            check_split(split, config.model, data)
+        size = tuple(config.model.clip[1:])
+        augment = Augment(**config.augment).build(splits[0], size)
+        views = Views(**data.views).centre().build(splits[1], size)
         config, loaded = load_for_run(config, model, workdir)
         parallel = make_parallel(**config.parallel)
-        check_batch_size(config.data.batch_size, parallel.devices, len(splits[0].records))
+        check_batch_size(config.data.batch_size, parallel.devices, len(splits[0]))
         for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
             if config.train[name] < 1:
                 raise ValueError(f"train.{name}={config.train[name]} must be at least 1")
@@ -71,7 +74,9 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             optimizer,
             label_smoothing=config.train.label_smoothing,
             average_decay=average_decay,
+            augment=augment,
         )
+        eval_fn = make_eval_step(model, classes=model.classes, through=views)
         _check_tokens_split(model, parallel)
         state = parallel.init(init, config.seed)
         folder = claim_workdir(workdir, config)
@@ -94,24 +99,24 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             assert started or newest is not None, "neither weights nor a checkpoint to start from"
             log.begin(after=int(state.step))
             return _loop(
-                config, model, splits, parallel, step_fn, schedule, state, checkpoints, log, stop
-            )
+                config, model, data, splits, parallel, (step_fn, eval_fn), schedule, state,
+                checkpoints, log, stop,
+            )  # fmt: skip
 
 
-def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints, log, stop):
+def _loop(config, model, data, splits, parallel, steps_of, schedule, state, checkpoints, log, stop):
     start, steps = int(state.step), config.train.steps
-    batches = train_batches(
+    frames = config.model.clip[0]
+    batches = data.train(
         splits[0],
-        batch_size=config.data.batch_size,
+        frames=frames,
         seed=config.seed,
         start=start,
         process=jax.process_index(),
         processes=jax.process_count(),
-        threads=config.data.threads,
-        workers=config.data.workers,
     )
-    train_step = parallel.train(step_fn, state)
-    eval_step = parallel.evaluate(make_eval_step(model, classes=model.classes))
+    train_step = parallel.train(steps_of[0], state)
+    eval_step = parallel.evaluate(steps_of[1])
     batch = parallel.put(next(batches)) if start < steps else None
     if batch is not None:
         train_step = train_step.lower(state, batch).compile()
@@ -128,6 +133,7 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
         if step % config.train.log_every == 0 or last:
             values = means(jax.device_get(pending))
             clips = len(pending) * config.data.batch_size
+            values["damaged"] = len(batches.damaged)
             values["clips_per_second"] = clips / (time.perf_counter() - since)
             values["lr"] = float(schedule(step - 1))
             log.write(step, "train", values)
@@ -138,7 +144,8 @@ def _loop(config, model, splits, parallel, step_fn, schedule, state, checkpoints
         if step % config.train.eval_every == 0 or step == steps:
             jax.block_until_ready(state)
             begun = time.perf_counter()
-            scores = score(eval_step, state.eval_params, local_batches(splits[1], config), parallel)
+            held_out = local_batches(splits[1], data, frames=frames)
+            scores = score(eval_step, state.eval_params, held_out, parallel)
             validated = scores.metrics
             log.write(step, "validation", validated)
             since += time.perf_counter() - begun

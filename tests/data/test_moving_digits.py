@@ -79,7 +79,7 @@ def test_no_image_is_in_two_splits(data_root):
     everything = np.concatenate(list(chosen.values()))
     assert len(np.unique(everything)) == len(everything) == 1797
     for split, images in chosen.items():
-        records = open_split("moving_digits", data_root, split=split, label="motion").records
+        records = open_split("moving_digits", data_root, split=split, label="motion").reader.records
         assert {int(r["image"]) for r in records} <= set(images.tolist())
 
 

@@ -14,7 +14,7 @@ def train_split(data_root):
 
 
 def take(split, count, **kwargs):
-    batches = train_batches(split, **{"batch_size": 8, "seed": 3, **kwargs})
+    batches = train_batches(split, **{"batch_size": 8, "seed": 3, "frames": 16, **kwargs})
     return [next(batches) for _ in range(count)]
 
 
@@ -60,12 +60,14 @@ def test_workers_change_nothing(train_split):
 
 def test_the_last_batch_is_padded_and_masked(data_root):
     split = open_split("moving_digits", data_root, split="test", label="digit")
-    batches = list(eval_batches(split, batch_size=8))
+    batches = list(eval_batches(split, frames=16, batch_size=8))
     assert [b["mask"].sum() for b in batches] == [8, 8, 5]
     assert {len(b["clips"]) for b in batches} == {8}
     labels = np.concatenate([b["labels"][b["mask"] == 1] for b in batches])
-    assert labels.tolist() == [int(r["digit"]) for r in split.records]
-    halves = [list(eval_batches(split, batch_size=8, process=p, processes=2)) for p in (0, 1)]
+    assert labels.tolist() == [split.label_of(i) for i in range(len(split))]
+    halves = [
+        list(eval_batches(split, frames=16, batch_size=8, process=p, processes=2)) for p in (0, 1)
+    ]
     assert (
         np.concatenate([halves[0][2]["mask"], halves[1][2]["mask"]]).tolist() == [1] * 5 + [0] * 3
     )
@@ -84,7 +86,7 @@ def test_labels_and_splits_have_names(data_root, train_split):
 def test_data_that_was_never_prepared_says_how_to(tmp_path):
     with pytest.raises(ValueError, match="python -m vivit.data prepare moving_digits"):
         open_split("moving_digits", tmp_path, split="test", label="motion")
-    with pytest.raises(ValueError, match="unknown data set 'moving_dgits'; known: moving_digits"):
+    with pytest.raises(ValueError, match="no data set 'moving_dgits'.*can be made: moving_digits"):
         open_split("moving_dgits", tmp_path, split="test", label="motion")
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,191 @@
+"""From a folder of videos and annotation files to a manifest. The formats are in published.py."""
+
+import functools
+import inspect
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vivit.config import write_atomically
+from vivit.data.files import videos_below
+from vivit.data.manifest import UNLABELLED, Classes, Clip, Manifest, raise_all, write_manifest
+from vivit.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A line of an annotation file. names: how its video may be called, without suffix; of the
+    first, parts of the folder may be left out. labels: class numbers."""
+
+    names: tuple[str, ...]
+    split: str
+    labels: dict[str, int]
+    start: float | None = None
+    end: float | None = None
+    id: str = ""
+    whole_if: tuple[str, ...] = ()  # under these names the file is the segment already
+    is_record: bool = False  # the name is that of a record, not of a video file
+
+
+class Converted(NamedTuple):
+    entries: list[Entry]
+    classes: dict[str, Classes]
+
+
+# convert(annotations, **options) -> Converted
+FORMATS: Registry[Callable[..., Converted]] = Registry("annotation format")
+
+
+def convert(
+    format: str,
+    videos: str | Path,
+    annotations: Iterable[str | Path],
+    out: str | Path,
+    **options: Any,
+) -> tuple[Manifest, list[str]]:
+    """Writes a manifest with the clips whose files are there; returns it and the missing ids.
+
+    The missing ones are listed in OUT.missing.txt. ValueError if no file is there, or if an
+    annotation file is not of this format.
+    """
+    reader = FORMATS[format]
+    takes = inspect.signature(reader).parameters
+    if unknown := sorted(set(options) - set(takes)):
+        known = ", ".join(name for name in takes if name not in ("annotations", "videos"))
+        raise ValueError(f"{format} takes no option {', '.join(unknown)}; its options: {known}")
+    paths = [Path(path) for path in annotations]
+    raise_all(
+        "annotation files", [f"{str(path)!r} is not there" for path in paths if not path.is_file()]
+    )
+    if "videos" in takes:
+        options["videos"] = videos
+    entries, classes = reader(paths, **options)
+    if not entries:
+        raise ValueError(f"the annotation files of {format} hold no clips")
+    find = Finder(videos)
+    clips, missing = [], []
+    for entry in entries:
+        path, whole = find(entry)
+        if path is None:
+            missing.append(entry.id or entry.names[0])
+            continue
+        start, end = (None, None) if whole else (entry.start, entry.end)
+        clips.append(Clip(path, entry.split, entry.labels, start, end, entry.id or path))
+    if not clips:
+        raise ValueError(
+            f"none of the {len(entries)} annotated videos is below {str(videos)!r}; looked for "
+            + ", ".join(repr(name) for name in entries[0].names)
+        )
+    out = Path(out)
+    lost = out.with_suffix(".missing.txt")
+    write_atomically(lost, "".join(f"{name}\n" for name in missing))
+    if missing:
+        log.info("%d of %d videos are missing: see %s", len(missing), len(entries), lost)
+    manifest = Manifest(tuple(clips), classes)
+    write_manifest(out, manifest)
+    return manifest, missing
+
+
+class Finder:
+    """Finds the file of an entry by its name, in class folders, split folders or flat."""
+
+    def __init__(self, videos: str | Path) -> None:
+        self.videos = videos
+
+    @functools.cached_property
+    def exact(self) -> set[str]:
+        return set(videos_below(self.videos))
+
+    @functools.cached_property
+    def paths(self) -> dict[str, list[str]]:
+        """Stem, in lower case -> paths."""
+        paths: dict[str, list[str]] = {}
+        for path in self.exact:
+            paths.setdefault(Path(path).stem.lower(), []).append(path)
+        return paths
+
+    def __call__(self, entry: Entry) -> tuple[str | None, bool]:
+        """The path, or None, and whether the file is the segment itself."""
+        if entry.is_record:
+            return entry.names[0], True
+        for name in (*entry.whole_if, *entry.names):
+            if name in self.exact:
+                return name, name in entry.whole_if
+            found = self.paths.get(_stem(name).lower(), [])
+            if found:
+                best = max(found, key=lambda path: (_likeness(path, name, entry.split), path))
+                return best, name in entry.whole_if
+        return None, False
+
+
+def _stem(name: str) -> str:
+    base = os.path.basename(name)
+    stem, suffix = os.path.splitext(base)
+    return stem if suffix.lower() in (".mp4", ".mkv", ".webm", ".avi", ".mov") else base
+
+
+def _likeness(path: str, name: str, split: str) -> tuple[int, bool]:
+    """How many folders of a name a path shares, and whether it lies in the split's folder."""
+    plain = lambda text: re.sub(r"[\W_]+", "", text.lower())
+    folders = {plain(part) for part in Path(path).parts[:-1]}
+    wanted = [plain(part) for part in Path(name).parts[:-1]]
+    return sum(part in folders for part in wanted), any(f.startswith(split[:3]) for f in folders)
+
+
+def split_of(path: Path) -> str:
+    """The split that an annotation file's name tells of. ValueError where it tells none."""
+    name = path.stem.lower()
+    for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        # "ucfTrainTestlist" is a folder; a file has one of the words.
+        if word in name:
+            return split
+    raise ValueError(f"{path.name!r} says neither train, val nor test: rename it, say val.csv")
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names in the order of their numbers, from any of the usual files.
+
+    A name a line; "number name" or "name,number" lines (from 0 or 1); or JSON: a list, or a
+    mapping from names to numbers or from numbers to names.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json":
+        told = json.loads(text)
+        if isinstance(told, list):
+            return [x if isinstance(x, str) else "_".join(map(str, x)) for x in told]
+        pairs = [(str(k), str(v)) for k, v in told.items()]
+    else:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        pairs = []
+        for line in lines:
+            if match := re.fullmatch(r"(\d+)[\s,]+(.+)", line):
+                pairs.append((match[2], match[1]))
+            elif match := re.fullmatch(r"(.+),\s*(\d+)", line):
+                pairs.append((match[1], match[2]))
+            else:
+                return lines
+    if all(key.isdecimal() for key, _ in pairs) and not all(v.isdecimal() for _, v in pairs):
+        pairs = [(v, k) for k, v in pairs]
+    bad = [f"{name!r} has number {number!r}" for name, number in pairs if not number.isdecimal()]
+    raise_all(str(path), bad)
+    numbers = {name.strip(): int(number) for name, number in pairs}
+    first = min(numbers.values(), default=0)
+    if sorted(numbers.values()) != list(range(first, first + len(numbers))) or first > 1:
+        raise ValueError(f"{path}: the class numbers are not 0 .. {len(numbers) - 1}, once each")
+    return sorted(numbers, key=lambda name: numbers[name])
+
+
+def numbered(
+    name: str, known: dict[str, int], problems: list[str], where: str, *, what: str = "class"
+) -> int:
+    """The number of a class name; a problem is added where it is not known."""
+    if name not in known:
+        problems.append(f"{where}: unknown {what} {name!r}")
+        return UNLABELLED
+    return known[name]

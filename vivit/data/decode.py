@@ -1,0 +1,293 @@
+"""Frames of video files by presentation time, with PyAV. Runs in a child process: see guard.py.
+
+Everything that is found wrong raises Damaged; a frame that comes back is the frame asked for.
+"""
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+LARGEST_FRAME = 4096 * 4096  # pixels; a damaged header can ask for more memory than there is
+# Demuxers that can't be made to open other files or addresses, as playlists and lists can.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,"
+    "rm,wtv,mxf,nut,ivf,gif,y4m,yuv4mpegpipe,dv"
+)
+# Where every packet is one shown frame and carries its presentation time: there the packets alone
+# say which frames there are. Elsewhere (AVI keeps no presentation times) all frames are decoded.
+TIMED_CONTAINERS = ("mov", "matroska")
+TIMED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4", "prores")
+
+
+class Damaged(ValueError):
+    """A clip that can't be read. kind: a word of the check's report; the message says more."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Index(NamedTuple):
+    """pts: of the shown frames of a segment, ascending, in units of `time_base` seconds.
+
+    zero: pts of the file's first shown frame, where seconds count from.
+    width, height: pixels as shown, turned by `rotation` degrees (a multiple of 90, anticlockwise).
+    seconds: from the first frame to the end of the last one. rate: mean frames a second.
+    """
+
+    pts: list[int]
+    zero: int
+    time_base: float
+    width: int
+    height: int
+    rotation: int
+    seconds: float
+    rate: float
+    codec: str
+    container: str
+    audio: bool
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds of the frames from the file's first one."""
+        return (np.array(self.pts, np.float64) - self.zero) * self.time_base
+
+
+def index(
+    source: str | bytes,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    largest_frame: int = LARGEST_FRAME,
+) -> Index:
+    """What frames a file has, or those shown from `start` to before `end` (seconds).
+
+    source: a path, or a file's bytes. Costs reading the packets, or for formats without
+    presentation times decoding all frames.
+    """
+    with _opened(source, largest_frame) as (container, stream):
+        timed = _is_timed(container, stream)
+        zero, pts, key_pts = _packets(container, stream, start, end) if timed else (0, [], [])
+    if not timed:
+        pts = [frame.pts for frame in _walk(source, None, largest_frame)]
+        if any(x is None for x in pts):
+            raise Damaged("damaged", "its frames have no presentation times")
+        zero, key_pts = (pts[0] if pts else 0), pts[:1]
+    if not pts:
+        raise Damaged("damaged", "no frame can be decoded")
+    if len(set(pts)) < len(pts):
+        raise Damaged("damaged", "two frames have the same presentation time")
+    pts = sorted(pts)
+    with _opened(source, largest_frame) as (container, stream):
+        base = float(stream.time_base)
+        first = _first_frame(container, stream, None if start is None else key_pts[0])
+        rotation = _rotation(first)
+        width, height = first.width, first.height
+        codec, format = stream.codec_context.name, container.format.name.split(",")[0]
+        audio = bool(container.streams.audio)
+    gaps = np.diff(pts)
+    last = float(np.median(gaps)) if len(gaps) else 0.0
+    seconds = (pts[-1] - pts[0] + last) * base
+    chosen = pts
+    if start is not None or end is not None:
+        chosen = _between(pts, zero, base, start, end)
+        if not chosen:
+            raise Damaged(
+                "too short",
+                f"no frame from {start or 0:g} to {'the end' if end is None else f'{end:g}'} s; "
+                f"it ends at {(pts[-1] - zero) * base + last * base:.2f} s",
+            )
+        seconds = (chosen[-1] - chosen[0] + last) * base
+    if rotation in (90, 270):
+        width, height = height, width
+    rate = len(chosen) / seconds if seconds > 0 else 0.0
+    return Index(chosen, zero, base, width, height, rotation, seconds, rate, codec, format, audio)
+
+
+def read(
+    source: str | bytes,
+    pts: list[int],
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    largest_frame: int = LARGEST_FRAME,
+) -> np.ndarray:
+    """The frames with these presentation times (ascending, repeats allowed): uint8 [F, H, W, 3].
+
+    height, width: of the frames as shown; None for the file's own. Damaged if one is not there.
+    """
+    if not pts:
+        raise ValueError("no frames were asked for")
+    out = None
+    for n, frame in enumerate(frames_at(source, sorted(set(pts)), largest_frame=largest_frame)):
+        picture = to_rgb(frame, height=height, width=width)
+        if out is None:
+            out = np.empty((len(set(pts)), *picture.shape), np.uint8)
+        if picture.shape != out.shape[1:]:
+            raise Damaged("damaged", "the size of its frames changes")
+        out[n] = picture
+    assert out is not None
+    if len(pts) == len(out):
+        return out
+    places = {p: i for i, p in enumerate(sorted(set(pts)))}
+    return out[[places[p] for p in pts]]
+
+
+def frames_at(
+    source: str | bytes, pts: list[int], *, largest_frame: int = LARGEST_FRAME
+) -> Iterator[VideoFrame]:
+    """Decoded frames with these presentation times, ascending. Seeks to the key frame before."""
+    found = 0
+    try:
+        for frame in _wanted(_walk(source, pts[0], largest_frame), pts):
+            yield frame
+            found += 1
+    except Damaged:
+        if found:  # some have gone out already: what follows them is really missing
+            raise
+        # Some files mark frames as keys from which decoding can't start: begin at the beginning.
+        yield from _wanted(_walk(source, None, largest_frame), pts)
+
+
+def to_rgb(frame: VideoFrame, *, height: int | None = None, width: int | None = None) -> np.ndarray:
+    """uint8 [H, W, 3], turned as the file says, at this size (area-averaged) or its own."""
+    rotation = _rotation(frame)
+    if rotation in (90, 270):
+        height, width = width, height
+    picture = frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="AREA")
+    return np.rot90(picture, rotation // 90) if rotation else picture
+
+
+def _between(pts: list[int], zero: int, base: float, start: float | None, end: float | None):
+    """The frames shown from `start` to before `end`: the first may have begun before."""
+    times = (np.array(pts, np.float64) - zero) * base
+    first = 0 if start is None else max(bisect_right(times.tolist(), start + 1e-6) - 1, 0)
+    if start is not None and start > times[-1] + (times[-1] - times[-2] if len(pts) > 1 else 0):
+        return []
+    last = len(pts) if end is None else int(np.searchsorted(times, end - 1e-6))
+    return pts[first:last]
+
+
+@contextmanager
+def _opened(
+    source: str | bytes, largest_frame: int
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A container and its video stream. All of libav's errors come out as Damaged."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    try:
+        with av.open(file, options=options, metadata_errors="ignore") as container:
+            if not container.streams.video:
+                kind = "audio only" if container.streams.audio else "damaged"
+                raise Damaged(kind, "has no video stream")
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context is None:
+                raise Damaged("damaged", "has a codec that is not known")
+            if context.width * context.height > largest_frame:
+                raise Damaged(
+                    "too large",
+                    f"frames of {context.width} x {context.height} pixels are larger than the "
+                    f"{largest_frame} pixels allowed",
+                )
+            context.thread_count = 1
+            context.options = {"err_detect": "explode", "max_pixels": str(largest_frame)}
+            yield container, stream  # pyright: ignore[reportReturnType]
+    except (av.error.FFmpegError, EOFError, OverflowError, MemoryError, UnicodeError) as error:
+        raise Damaged("damaged", f"{type(error).__name__}: {error}") from error
+    except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged("damaged", f"{type(error).__name__}: {error}") from error
+
+
+def _is_timed(container: InputContainer, stream: VideoStream) -> bool:
+    names = container.format.name.split(",")
+    return bool(set(names) & set(TIMED_CONTAINERS)) and stream.codec_context.name in TIMED_CODECS
+
+
+def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
+    """pts of the first frame, of all frames (of a segment: those around it), and of key frames."""
+    base = stream.time_base
+    pts, keys, dropped = [], [], 0
+    zero = stream.start_time or 0
+    if start is not None and start > 1:
+        container.seek(int(zero + start / base), stream=stream, backward=True)
+    limit = None if end is None else zero + (end + 1) / base  # B-frames come after later ones
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise Damaged("damaged", "a packet is marked as damaged")
+        if packet.is_discard:
+            dropped += 1
+            continue
+        if packet.pts is None:
+            raise Damaged("damaged", "its packets have no presentation times")
+        pts.append(packet.pts)
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        if limit is not None and packet.dts is not None and packet.dts > limit:
+            break
+    whole = start is None and end is None
+    if whole and container.format.name.startswith("mov") and len(pts) + dropped < stream.frames:
+        found = len(pts) + dropped
+        raise Damaged("damaged", f"ends after {found} of {stream.frames} frames")
+    if whole and pts and container.duration:
+        length, told = (max(pts) - min(pts)) * base, container.duration / av.time_base
+        if length < 0.9 * told - 1:
+            raise Damaged("damaged", f"its video ends after {float(length):.1f} of {told:.1f} s")
+    if whole and pts:
+        zero = min(pts)
+    return zero, pts, keys or pts[:1]
+
+
+def _walk(source: str | bytes, start: int | None, largest_frame: int) -> Iterator[VideoFrame]:
+    """Frames in order of presentation, from the key frame before `start` or from the first."""
+    with _opened(source, largest_frame) as (container, stream):
+        if start is not None and _is_timed(container, stream):
+            container.seek(start, stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise Damaged("damaged", f"the frame at {frame.time} s is damaged")
+            if frame.width * frame.height > largest_frame:
+                raise Damaged("too large", f"a frame of {frame.width} x {frame.height} pixels")
+            yield frame
+
+
+def _wanted(frames: Iterator[VideoFrame], pts: list[int]) -> Iterator[VideoFrame]:
+    left = iter(pts)
+    wanted = next(left)
+    for frame in frames:
+        if frame.pts is None or frame.pts < wanted:
+            continue
+        if frame.pts > wanted:
+            break
+        yield frame
+        wanted = next(left, None)
+        if wanted is None:
+            return
+    raise Damaged("damaged", "a frame that was asked for can't be decoded")
+
+
+def _first_frame(container: InputContainer, stream: VideoStream, at: int | None) -> VideoFrame:
+    if at is not None:
+        container.seek(at, stream=stream, backward=True)
+    for frame in container.decode(stream):
+        return frame
+    raise Damaged("damaged", "no frame can be decoded")
+
+
+def _rotation(frame: VideoFrame) -> int:
+    rotation = round(frame.rotation) % 360
+    if rotation % 90:
+        raise Damaged("damaged", f"is turned by {rotation} degrees, no multiple of 90")
+    return rotation
