@@ -102,6 +102,7 @@ def _prepare_arguments(commands) -> None:
     command.add_argument("--name", default="", help="of the data set; the manifest's")
     command.add_argument("--format", default="h264", choices=list(WRITERS))
     command.add_argument("--short-side", type=int, default=256, help="pixels; never enlarged")
+    command.add_argument("--square", action="store_true", help="keep the frames' middle only")
     command.add_argument("--quality", type=int, help="x264's crf (20) or JPEG's quality (90)")
     command.add_argument("--fps", type=float, help="frames a second to keep, of more")
     command.add_argument("--bad-share", type=float, default=0.1, help="of clips, to leave out")
@@ -130,6 +131,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         spec=Spec(
             arguments.format,
             arguments.short_side,
+            arguments.square,
             arguments.quality,
             arguments.fps,
             Limits(arguments.timeout, arguments.largest_frame),

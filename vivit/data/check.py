@@ -169,7 +169,7 @@ def _hash(located: str, limits: Limits) -> str:
 
 def _decode_all(footage: Footage) -> None:
     for start in range(0, len(footage.times), CHUNK):
-        footage.read(np.arange(start, min(start + CHUNK, len(footage.times))))
+        footage.read(np.arange(start, min(start + CHUNK, len(footage.times))), None)
 
 
 def _mark_rates(findings: list[Finding]) -> None:

@@ -5,7 +5,7 @@ Everything that is found wrong raises Damaged; a frame that comes back is the fr
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -118,26 +118,32 @@ def read(
     *,
     height: int | None = None,
     width: int | None = None,
+    window: Sequence[int] | None = None,
     largest_frame: int = LARGEST_FRAME,
 ) -> np.ndarray:
-    """The frames with these presentation times (ascending, repeats allowed): uint8 [F, H, W, 3].
+    """The frames with these presentation times, in this order: uint8 [F, H, W, 3].
 
-    height, width: of the frames as shown; None for the file's own. Damaged if one is not there.
+    height, width: of the frames as shown; None for the file's own. window: top, left, height and
+    width of what is wanted of them. Damaged if a frame is not there.
     """
     if not pts:
         raise ValueError("no frames were asked for")
-    out = None
-    for n, frame in enumerate(frames_at(source, sorted(set(pts)), largest_frame=largest_frame)):
+    wanted = sorted(set(pts))
+    out, size = np.empty(0, np.uint8), None
+    for n, frame in enumerate(frames_at(source, wanted, largest_frame=largest_frame)):
         picture = to_rgb(frame, height=height, width=width)
-        if out is None:
-            out = np.empty((len(set(pts)), *picture.shape), np.uint8)
-        if picture.shape != out.shape[1:]:
+        size = size or picture.shape
+        if picture.shape != size:
             raise Damaged("damaged", "the size of its frames changes")
+        if window is not None:
+            top, left, h, w = window
+            picture = picture[top : top + h, left : left + w]
+        if n == 0:
+            out = np.empty((len(wanted), *picture.shape), np.uint8)
         out[n] = picture
-    assert out is not None
-    if len(pts) == len(out):
+    if wanted == pts:
         return out
-    places = {p: i for i, p in enumerate(sorted(set(pts)))}
+    places = {p: i for i, p in enumerate(wanted)}
     return out[[places[p] for p in pts]]
 
 
@@ -217,7 +223,7 @@ def _is_timed(container: InputContainer, stream: VideoStream) -> bool:
 def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
     """pts of the first frame, of all frames (of a segment: those around it), and of key frames."""
     base = stream.time_base
-    pts, keys, dropped = [], [], 0
+    pts, keys, seen = [], [], 0
     zero = stream.start_time or 0
     if start is not None and start > 1:
         container.seek(int(zero + start / base), stream=stream, backward=True)
@@ -227,8 +233,8 @@ def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
             continue
         if packet.is_corrupt:
             raise Damaged("damaged", "a packet is marked as damaged")
-        if packet.is_discard:
-            dropped += 1
+        seen += 1
+        if packet.is_discard:  # hidden by an edit list, and only decoded for what follows
             continue
         if packet.pts is None:
             raise Damaged("damaged", "its packets have no presentation times")
@@ -238,9 +244,8 @@ def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
         if limit is not None and packet.dts is not None and packet.dts > limit:
             break
     whole = start is None and end is None
-    if whole and container.format.name.startswith("mov") and len(pts) + dropped < stream.frames:
-        found = len(pts) + dropped
-        raise Damaged("damaged", f"ends after {found} of {stream.frames} frames")
+    if whole and container.format.name.startswith("mov") and seen < len(stream.index_entries):
+        raise Damaged("damaged", f"ends after {seen} of {len(stream.index_entries)} frames")
     if whole and pts and container.duration:
         length, told = (max(pts) - min(pts)) * base, container.duration / av.time_base
         if length < 0.9 * told - 1:

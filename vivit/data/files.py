@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from etils import epath
+import fsspec
 
 from vivit.data.decode import Damaged
 
@@ -21,9 +21,10 @@ def locate(root: str | Path, path: str) -> str:
 
     Damaged for what is missing, not a file, not readable, or elsewhere.
     """
+    root, path = str(root).removeprefix("file://"), path.removeprefix("file://")
     if is_uri(root) or is_uri(path):
-        uri = path if is_uri(path) else f"{str(root).rstrip('/')}/{path}"
-        if not uri.startswith(f"{str(root).rstrip('/')}/") or ".." in uri.split("/"):
+        uri = path if is_uri(path) else f"{root.rstrip('/')}/{path}"
+        if not uri.startswith(f"{root.rstrip('/')}/") or ".." in uri.split("/"):
             raise Damaged("outside", f"is not below the data root {root}")
         return uri
     if "\0" in path:
@@ -56,7 +57,8 @@ def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
     if not is_uri(located) and not sha256:
         return located, b""
     try:
-        data = epath.Path(located).read_bytes()
+        with fsspec.open(located, "rb") as file:
+            data = file.read()
     except Exception as error:  # whatever the file system behind a URI raises
         raise Damaged("unreadable", f"{type(error).__name__}: {error}") from error
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:

@@ -14,21 +14,24 @@ from vivit.data.encode import CLOCK, decode_jpeg
 from vivit.data.files import fetch, locate
 from vivit.data.manifest import Clip
 
+Window = tuple[int, int, int, int]  # of a frame: top, left, height, width
+
 
 @dataclass(frozen=True)
 class Footage:
     """times: seconds of its frames, from the first one's 0. seconds: until its last frame ends.
 
-    read: frame numbers, in any order -> uint8 [F, height, width, 3 or 1]; Damaged if one can't be.
     labels: label -> class number.
+    read: frame numbers, in any order, and a window or None -> uint8 [F, H, W, 3 or 1] of the window
+        or of whole frames; Damaged if one can't be read. What is not in it costs less.
     """
 
     times: np.ndarray
     seconds: float
     height: int
     width: int
-    read: Callable[[np.ndarray], np.ndarray]
     labels: Mapping[str, Any]
+    read: Callable[[np.ndarray, Window | None], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,20 @@ def open_file(
     scale = 1.0 if short_side is None else min(1.0, short_side / min(found.width, found.height))
     height, width = round(found.height * scale), round(found.width * scale)
 
-    def read(numbers: np.ndarray) -> np.ndarray:
+    def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
         return guard.read(
             path,
             data,
             pts=[found.pts[i] for i in numbers],
             height=height,
             width=width,
+            window=window,
             largest_frame=limits.largest_frame,
             timeout=limits.timeout,
         )
 
     times = found.times - found.times[0]
-    return Footage(times, found.seconds, height, width, read, clip.labels)
+    return Footage(times, found.seconds, height, width, clip.labels, read)
 
 
 def index_of(clip: Clip, path: str | None, data: bytes, limits: Limits) -> Index:
@@ -99,17 +103,31 @@ def from_jpegs(
     """Footage of encoded pictures."""
     first = decode_jpeg(frames[0], largest_frame=largest_frame)
 
-    def read(numbers: np.ndarray) -> np.ndarray:
-        return stack([decode_jpeg(frames[i], largest_frame=largest_frame) for i in numbers])
+    height, width, _ = first.shape
 
-    return Footage(times, seconds, first.shape[0], first.shape[1], read, labels)
+    def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
+        decode = lambda i: decode_jpeg(frames[i], largest_frame=largest_frame)
+        return read_pictures(decode, numbers, (height, width), window)
+
+    return Footage(times, seconds, height, width, labels, read)
 
 
-def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 [F, H, W, C]. Damaged where the pictures differ in size."""
-    if len({picture.shape for picture in pictures}) > 1:
-        raise Damaged("damaged", "the size of its frames changes")
-    return np.stack(pictures)
+def read_pictures(
+    decode: Callable[[int], np.ndarray],
+    numbers: np.ndarray,
+    size: tuple[int, int],
+    window: Window | None,
+) -> np.ndarray:
+    """uint8 [F, H, W, 3] of pictures of this size, each decoded once. Damaged for another size."""
+    top, left, height, width = window or (0, 0, *size)
+    wanted, places = np.unique(numbers, return_inverse=True)
+    out = np.empty((len(wanted), height, width, 3), np.uint8)
+    for row, i in zip(out, wanted, strict=True):
+        picture = decode(int(i))
+        if picture.shape[:2] != tuple(size):
+            raise Damaged("damaged", "the size of its frames changes")
+        row[:] = picture[top : top + height, left : left + width]
+    return out if len(wanted) == len(places) and (np.diff(places) > 0).all() else out[places]
 
 
 def _open_record(clip: Clip, root: str | Path, limits: Limits) -> Footage:

@@ -107,7 +107,7 @@ def contact_sheet(clips: list[tuple[str, Footage]], *, moments: int = 6) -> Imag
     for y, (title, footage) in enumerate(clips):
         draw.text((4, y * row), title, fill="black")
         numbers = np.linspace(0, len(footage.times) - 1, moments).astype(int)
-        for x, frame in enumerate(footage.read(numbers)):
+        for x, frame in enumerate(footage.read(numbers, None)):
             sheet.paste(_tile(frame), (x * TILE, y * row + 14))
     return sheet
 
@@ -122,7 +122,7 @@ def _thumbnail(clip: Clip, root: str | Path) -> str:
     """The first frame that can be had of a clip, however bad it is."""
     try:
         footage = open_file(clip, root, short_side=TILE, limits=Limits(timeout=10.0))
-        frame = footage.read(np.array([len(footage.times) // 2]))[0]
+        frame = footage.read(np.array([len(footage.times) // 2]), None)[0]
     except Damaged:
         return "<span class=n>no picture</span>"
     file = io.BytesIO()

@@ -11,6 +11,7 @@ from absl import flags
 
 from vivit.data.decode import LARGEST_FRAME, Damaged
 from vivit.data.footage import Footage, Limits
+from vivit.data.memory import keep_freed_memory
 from vivit.data.sampling import Sampling
 from vivit.data.sources import Split, open_split
 
@@ -130,11 +131,12 @@ class Loader:
                 numbers = self.sampling.train(
                     footage.times, footage.seconds, frames=self.frames, rng=rng
                 )
-                clip, extent = on_canvas(footage.read(numbers), self.canvas, rng)
+                window = choose_window(footage, self.canvas, rng)
+                clip = on_canvas(footage.read(numbers, window), self.canvas)
             except Damaged as error:
                 bad[attempt] = index, KINDS.index(error.kind)
                 continue
-            return _example(self.split, footage, clip, extent, position, bad)
+            return _example(self.split, footage, clip, window[2:], position, bad)
         names = ", ".join(self.split.reader.name(int(i)) for i in bad[:, 0])
         raise ValueError(f"{ATTEMPTS} clips in a row can't be read: {names}")
 
@@ -160,9 +162,9 @@ class ViewLoader:
                 numbers = self.sampling.views(
                     footage.times, footage.seconds, frames=self.frames, views=self.views
                 )
-                frames = footage.read(numbers.reshape(-1))
-                clip, extent = on_canvas(frames, canvas, None)
+                clip = on_canvas(footage.read(numbers.reshape(-1), None), canvas)
                 clip = clip.reshape(self.views, self.frames, *clip.shape[1:])
+                extent = footage.height, footage.width
                 return _example(self.split, footage, clip, extent, index, bad)
             except Damaged as error:
                 bad[0] = index, KINDS.index(error.kind)
@@ -176,26 +178,23 @@ class ViewLoader:
         }
 
 
-def on_canvas(
-    frames: np.ndarray, canvas: tuple[int, int], rng: np.random.Generator | None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Frames [F, H, W, C] in the upper left of a canvas, RGB, and the height and width they have.
+def choose_window(
+    footage: Footage, canvas: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of what a canvas shows of a frame: at random, where it is larger."""
+    shape = footage.height, footage.width
+    size = min(shape[0], canvas[0]), min(shape[1], canvas[1])
+    top, left = (int(rng.integers(a - b + 1)) for a, b in zip(shape, size, strict=True))
+    return top, left, size[0], size[1]
 
-    Where they are larger than the canvas a window is cut out, at random.
-    """
-    starts = []
-    for length, limit in zip(frames.shape[1:3], canvas, strict=True):
-        over = length - limit
-        assert over <= 0 or rng is not None, "only training cuts frames"
-        starts.append(int(rng.integers(over + 1)) if over > 0 and rng is not None else 0)
-    (y, x), (height, width) = starts, canvas
-    frames = frames[:, y : y + height, x : x + width]
-    extent = frames.shape[1:3]
-    if frames.shape[1:] == (height, width, 3):
-        return frames, extent
-    out = np.zeros((len(frames), height, width, 3), np.uint8)
-    out[:, : extent[0], : extent[1]] = frames  # grey becomes RGB
-    return out, extent
+
+def on_canvas(frames: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Frames [F, H, W, C] in the upper left of a black canvas, in RGB."""
+    if frames.shape[1:] == (*canvas, 3):
+        return frames
+    out = np.zeros((len(frames), *canvas, 3), np.uint8)
+    out[:, : frames.shape[1], : frames.shape[2]] = frames  # grey becomes RGB
+    return out
 
 
 def _example(split: Split, footage: Footage, clip, extent, position, bad) -> dict[str, Any]:
@@ -261,6 +260,7 @@ def train_batches(
     `batch_size` counts the clips of all processes; each process gets its equal part of a batch.
     The batches are the same for any number of threads and workers.
     """
+    keep_freed_memory()
     local = _local_size(batch_size, processes)
     if len(split) < batch_size:
         raise ValueError(f"{batch_size=} is larger than the {len(split)} clips of the split")
@@ -272,7 +272,7 @@ def train_batches(
         if not flags.FLAGS.is_parsed():  # grain's workers read its absl flags; we parse none
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(options)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_start_worker)
     return Batches(iter(iterable), split, bad_share)
 
 
@@ -300,6 +300,10 @@ def eval_batches(
 def _read_options(threads: int, workers: int) -> grain.ReadOptions:
     # A thread makes a whole batch, so a few batches wait at most.
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+
+
+def _start_worker(number: int, count: int) -> None:
+    keep_freed_memory()
 
 
 def _local_size(batch_size: int, processes: int) -> int:

@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from vivit.data import guard
 from vivit.data.decode import Damaged
 from vivit.data.encode import CLOCK, decode_jpeg
-from vivit.data.footage import Footage, Limits, stack
+from vivit.data.footage import Footage, Limits, Window, read_pictures
 
 
 class Prepared:
@@ -46,38 +46,70 @@ class Prepared:
         record = self._record(i)
         number = lambda key: record[key].int64_list.value[0]
         ticks = np.frombuffer(record["ticks"].bytes_list.value[0], "<i8")
-        height, width = number("height"), number("width")
+        size = number("height"), number("width")
         if self.frames is None:
             video = record["video"].bytes_list.value[0]
-            read = functools.partial(self._read_video, video, ticks.tolist())
+            read = functools.partial(self._read_video, video, ticks.tolist(), size)
         else:
-            read = functools.partial(self._read_frames, number("first_frame"), (height, width, 3))
+            read = functools.partial(self._read_frames, number("first_frame"), size)
         labels = {key: number(key) for key in self.labels}
-        seconds = number("duration_ticks") / CLOCK
-        return Footage(ticks / CLOCK, seconds, height, width, read, labels)
+        return Footage(ticks / CLOCK, number("duration_ticks") / CLOCK, *size, labels, read)
 
-    def _read_video(self, video: bytes, ticks: list[int], numbers: np.ndarray) -> np.ndarray:
-        return guard.read(
+    def _read_video(
+        self,
+        video: bytes,
+        ticks: list[int],
+        size: tuple[int, int],
+        numbers: np.ndarray,
+        window: Window | None = None,
+    ) -> np.ndarray:
+        frames = guard.read(
             data=video,
             pts=[ticks[i] for i in numbers],
+            window=window,
             timeout=self.limits.timeout,
             largest_frame=self.limits.largest_frame,
         )
+        if frames.shape[1:3] != (window[2:] if window else size):
+            raise Damaged("damaged", f"its frames are not {size[1]} x {size[0]} pixels")
+        return frames
 
-    def _read_frames(self, first: int, shape: tuple[int, ...], numbers: np.ndarray) -> np.ndarray:
+    def _read_frames(
+        self, first: int, size: tuple[int, int], numbers: np.ndarray, window: Window | None = None
+    ) -> np.ndarray:
         assert self.frames is not None
-        wanted, places = np.unique(numbers, return_inverse=True)
-        records = _get(self.frames, (first + wanted).tolist())
-        parts = [_parse(record)["frame"].bytes_list.value[0] for record in records]
+        wanted = np.unique(numbers)
+        found = dict(zip(wanted, _get(self.frames, (first + wanted).tolist()), strict=True))
         if self.format == "raw":
-            pictures = [np.frombuffer(part, np.uint8).reshape(shape) for part in parts]
+            decode = lambda i: _raw_picture(found[i], size)
         else:
             limit = self.limits.largest_frame
-            pictures = [decode_jpeg(part, largest_frame=limit) for part in parts]
-        return stack([pictures[i] for i in places])
+            decode = lambda i: decode_jpeg(_frame(found[i]), largest_frame=limit)
+        return read_pictures(decode, numbers, size, window)
 
     def _record(self, i: int) -> Any:
         return _parse(_get(self.clips, [i])[0])
+
+
+def _frame(record: bytes) -> bytes:
+    return _parse(record)["frame"].bytes_list.value[0]
+
+
+def _raw_picture(record: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a record, without a copy: they are its end, whatever stands before them."""
+    height, width = size
+    start = len(record) - height * width * 3
+    if start != _raw_header(height * width * 3):
+        raise Damaged("damaged", f"a frame's record is not of {width} x {height} pixels")
+    return np.frombuffer(record, np.uint8, offset=start).reshape(height, width, 3)
+
+
+@functools.cache
+def _raw_header(pixels: int) -> int:
+    """How many bytes an Example of one feature, "frame", has before that many of its own."""
+    example = tf_example_pb2.Example()
+    example.features.feature["frame"].bytes_list.value.append(bytes(pixels))
+    return len(example.SerializeToString()) - pixels
 
 
 def _source(paths: Sequence[Any]) -> array_record_data_source.ArrayRecordDataSource:

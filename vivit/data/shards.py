@@ -224,7 +224,7 @@ def _write_info(
 
 
 def _builder(plan: Plan, features, metadata: dict, *, frames: bool) -> tfds.core.DatasetBuilder:
-    class Prepared(tfds.core.GeneratorBasedBuilder):
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = f"{plan.folder.name}_frames" if frames else plan.folder.name
 
         def _info(self):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vivit.data.decode import Damaged
-from vivit.data.footage import Footage, Limits, open_file
+from vivit.data.footage import Footage, Limits, Window, open_file
 from vivit.data.manifest import UNLABELLED, Classes, Clip, mirror_names, read_manifest
 from vivit.data.moving_digits import MovingDigits
 from vivit.data.prepared import Prepared
@@ -170,9 +170,12 @@ class WholeClips:
         record = self.records[i]
         clip = np.frombuffer(record["clip"], np.uint8).reshape(self.shape)
         frames, height, width, _ = self.shape
-        return Footage(
-            np.arange(frames) / RATE, frames / RATE, height, width, clip.__getitem__, record
-        )
+
+        def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
+            top, left, h, w = window or (0, 0, height, width)
+            return clip[numbers, top : top + h, left : left + w]
+
+        return Footage(np.arange(frames) / RATE, frames / RATE, height, width, record, read)
 
 
 @dataclass(frozen=True)

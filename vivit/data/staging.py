@@ -24,10 +24,12 @@ QUALITY = {"h264": 20, "jpeg": 90, "raw": 0}  # x264's constant rate factor; JPE
 
 @dataclass(frozen=True)
 class Spec:
-    """How clips are stored. quality: None for QUALITY's; fps: frames a second to keep, or all."""
+    """How clips are stored. short_side: pixels that larger frames are shrunk to; square: only their
+    middle square is kept; quality: None for QUALITY's; fps: frames a second to keep, or all."""
 
     format: str = "h264"
     short_side: int = 256
+    square: bool = False
     quality: int | None = None
     fps: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -112,6 +114,7 @@ def encode_clip(clip: Clip, root: str | Path, spec: Spec) -> tuple[dict[str, Any
         ticks=ticks,
         sizes=sizes,
         short_side=spec.short_side,
+        square=spec.square,
         quality=QUALITY[spec.format] if spec.quality is None else spec.quality,
         largest_frame=spec.limits.largest_frame,
     )

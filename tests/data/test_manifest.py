@@ -1,0 +1,133 @@
+import pytest
+
+from vivit.data.manifest import (
+    UNLABELLED,
+    Classes,
+    Clip,
+    Manifest,
+    mirror_names,
+    read_manifest,
+    write_manifest,
+)
+
+CLIPS = Manifest(
+    (
+        Clip("a/1.mp4", "train", {"verb": 1, "noun": 0}, 0.5, 2.25, "first"),
+        Clip("a/1.mp4", "train", {"verb": 0, "noun": 1}, 2.25, None, "second", "ab12"),
+        Clip("b, 2.mp4", "test", {"verb": UNLABELLED, "noun": UNLABELLED}, id="third"),
+    ),
+    {"verb": Classes(("cut", "wash")), "noun": Classes(("cup", "left hand"), {"left hand": None})},
+)
+
+
+def write(folder, text, classes=None):
+    path = folder / "m.csv"
+    path.write_text(text)
+    if classes:
+        (folder / "m.classes.json").write_text(classes)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    write_manifest(tmp_path / f"m.{suffix}", CLIPS)
+    assert read_manifest(tmp_path / f"m.{suffix}") == CLIPS
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_manifest_by_hand_needs_path_split_and_a_label(tmp_path):
+    path = write(tmp_path, "path,split,label\nb.mp4,train,run\na.mp4,test,jump\n")
+    manifest = read_manifest(path)
+    assert manifest.classes["label"].names == ("jump", "run")
+    assert [clip.labels["label"] for clip in manifest.clips] == [1, 0]
+    assert [clip.id for clip in manifest.clips] == ["b.mp4", "a.mp4"]
+
+
+def test_numbers_are_class_numbers(tmp_path):
+    path = write(tmp_path, "path,split,label\nb.mp4,train,3\na.mp4,test,0\n")
+    assert read_manifest(path).classes["label"].names == ("0", "1", "2", "3")
+
+
+def test_all_mistakes_are_told_at_once_with_their_rows(tmp_path):
+    rows = [
+        "path,split,start,end,label",
+        "a.mp4,train,,,run",
+        "b.mp4,train,,,hop",  # 3: unknown name
+        "c.mp4,train,,,7",  # 4: out of range
+        "d.mp4,train,,,-1",  # 5: negative
+        "e.mp4,train,,,0.5",  # 6: no whole number
+        ",train,,,run",  # 7: no path
+        "f.mp4,,,,run",  # 8: no split
+        "g.mp4,train,5,2,run",  # 9: ends before its start
+        "h.mp4,train,soon,,run",  # 10: no number
+    ]
+    classes = '{"label": {"names": ["jump", "run"]}}'
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read_manifest(write(tmp_path, "\n".join(rows), classes))
+    for line in (
+        "row 3: unknown label 'hop' (of 2 classes)",
+        "row 4: label 7 is not in 0 .. 1",
+        "row 5: label -1 is not in 0 .. 1",
+        "row 6: label 0.5 is no whole number",
+        "row 7: no path",
+        "row 8: split '' is no word",
+        "row 9: ends at 2 s, before its start at 5 s",
+        "row 10: start 'soon' is no number of seconds",
+    ):
+        assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ((None, None), (None, None), True),
+        ((0, 10), (9, 12), True),
+        ((0, 10), (10, 12), False),
+        ((5, None), (0, 5), False),
+    ],
+)
+def test_splits_may_not_share_footage(tmp_path, first, second, shared):
+    clips = tuple(
+        Clip("a.mp4", split, {"label": 0}, *(None if t is None else float(t) for t in times), split)
+        for split, times in (("train", first), ("test", second))
+    )
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("x",))}))
+    if shared:
+        with pytest.raises(ValueError, match=r"a.mp4.* is in \w+ and in \w+"):
+            read_manifest(tmp_path / "m.csv")
+    else:
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no clip is of split 'validation'; there are: test"):
+        CLIPS.split("validation")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no rows"),
+        ("path,label\na.mp4,0\n", "no column 'split'"),
+        ("path,split\na.mp4,train\n", "no column of labels"),
+        ("path,split,label\na.mp4,train,x,y\n", "row 2 has more fields"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        read_manifest(write(tmp_path, text))
+
+
+def test_mirror_images_of_classes():
+    names = ["turning left", "turning right", "Left hook", "right Hook", "going left", "sit"]
+    assert mirror_names(names) == {
+        "turning left": "turning right",
+        "turning right": "turning left",
+        "Left hook": "right Hook",
+        "right Hook": "Left hook",
+        "going left": None,
+    }
+    classes = Classes(tuple(names), mirror_names(names))
+    assert classes.mirrored() == [1, 0, 3, 2, UNLABELLED, 5]
+    assert mirror_names(["clockwise", "anticlockwise"])["clockwise"] == "anticlockwise"
+    assert mirror_names(["copyright", "bright"]) == {}

@@ -1,0 +1,307 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.data.conftest import FORMATS
+from tests.data.films import film, number_of, turned
+from vivit.data import prepare as prepare_module
+from vivit.data import shards, staging
+from vivit.data.__main__ import main
+from vivit.data.decode import Damaged
+from vivit.data.manifest import Classes, Clip, Manifest, read_manifest, write_manifest
+from vivit.data.pictures import describe
+from vivit.data.prepare import prepare_manifest
+from vivit.data.sources import open_split
+from vivit.data.staging import Spec
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_frame_of_every_clip_is_kept(prepared, videos, name):
+    rows = read_manifest(videos / "films.csv")
+    for split in ("train", "validation", "test"):
+        data = open_split(name, prepared, split=split, label="label")
+        clips = rows.split(split)
+        assert len(data) == len(clips)
+        for i, clip in enumerate(clips):
+            footage = data.reader.open(i)
+            assert data.reader.name(i) == clip.path
+            assert footage.labels["label"] == data.label_of(i) == clip.labels["label"]
+            count = len(footage.times)
+            frames = footage.read(np.arange(count), None)
+            assert [number_of(frame) for frame in frames] == list(range(count))
+            np.testing.assert_allclose(footage.times, np.arange(count) / 25, atol=1e-4)
+            assert footage.seconds == pytest.approx(count / 25, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_order_and_any_window(prepared, name):
+    footage = open_split(name, prepared, split="train", label="label").reader.open(3)
+    numbers = np.array([20, 3, 3, 29, 0])
+    whole = footage.read(numbers, None)
+    assert [number_of(frame) for frame in whole] == numbers.tolist()
+    part = footage.read(numbers, (10, 7, 32, 40))
+    np.testing.assert_array_equal(part, whole[:, 10:42, 7:47])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tfds_opens_it_without_tensorflow(prepared, name):
+    code = (
+        "import sys, tensorflow_datasets as tfds\n"
+        f"source = tfds.data_source({name!r}, data_dir={str(prepared)!r}, split='train')\n"
+        "print(len(source), sorted(source[0]), 'tensorflow' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *_, has_tensorflow = out.stdout.split()
+    assert (count, has_tensorflow) == ("10", "False")
+    assert "'ticks'" in out.stdout
+    if name != "h264":
+        frames = tfds.builder_from_directory(prepared / name / "1.0.0" / "frames")
+        source = frames.as_data_source(split="train")
+        assert len(source) == sum(range(30, 40))
+        if name == "jpeg":
+            assert number_of(source[5]["frame"]) == 5
+
+
+def test_clips_of_other_times_sizes_and_sides(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(10, 90, 40)).tolist()
+    film(tmp_path / "uneven.mp4", frames=40, times=times, options={"bf": "2"})
+    (tmp_path / "phone.mp4").write_bytes(turned(film(frames=20), 90))
+    film(tmp_path / "large.mp4", frames=20, size=(301, 403), pix_fmt="yuv444p")
+    clips = tuple(
+        Clip(name, "train", {"label": 0}, start, end, f"{name}{start}")
+        for name, start, end in (
+            ("uneven.mp4", 0.3, 1.1),
+            ("phone.mp4", None, None),
+            ("large.mp4", None, None),
+        )
+    )
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    for name in FORMATS:
+        spec = Spec(format=name, short_side=128)
+        prepare_manifest(tmp_path / "m.csv", tmp_path / "out", name=name, spec=spec)
+        data = open_split(name, tmp_path / "out", split="train", label="label")
+        uneven, phone, large = (data.reader.open(i) for i in range(3))
+        shown = np.array(times) / 1000 - times[0] / 1000
+        inside = np.flatnonzero((np.append(shown[1:], 9) > 0.3) & (shown < 1.1))
+        frames = uneven.read(np.arange(len(inside)), None)
+        assert [number_of(frame) for frame in frames] == inside.tolist()
+        np.testing.assert_allclose(uneven.times, shown[inside] - shown[inside[0]], atol=1e-3)
+        assert (phone.height, phone.width) == (96, 64)
+        assert number_of(np.rot90(phone.read(np.array([7]), None)[0])) == 7
+        assert (large.height, large.width) == (128, 172)
+        assert data.largest == (128, 172)
+        assert data.smallest == 64
+
+
+def test_square_and_fewer_frames(videos, tmp_path):
+    spec = Spec(format="raw", square=True, fps=12.5)
+    prepare_manifest(videos / "films.csv", tmp_path, spec=spec)
+    data = open_split("films", tmp_path, split="test", label="label")
+    assert data.largest == (64, 64)
+    whole = open_split(str(videos / "films.csv"), videos, split="test", label="label")
+    few, many = (x.reader.open(0) for x in (data, whole))
+    assert len(few.times) == -(-len(many.times) // 2)
+    expected = many.read(np.array([0, 2, 4]), (0, 16, 64, 64))
+    np.testing.assert_array_equal(few.read(np.arange(3), None), expected)
+
+
+def prepare_in_the_background(videos, out):
+    code = (
+        "import time\nfrom vivit.data import staging, prepare\n"
+        "real = prepare.stage\n"
+        "def slow(plan, i):\n    real(plan, i)\n    time.sleep(0.3)\n"
+        "prepare.stage = slow\n"
+        f"prepare.prepare_manifest({str(videos / 'films.csv')!r}, {str(out)!r})"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_killed_prepare_goes_on_and_does_nothing_twice(videos, tmp_path, monkeypatch):
+    process = prepare_in_the_background(videos, tmp_path)
+    done = lambda: len(list((tmp_path / "films").glob("incomplete/clips/*/*.json")))
+    while done() < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = done()
+    with pytest.raises(ValueError, match="no data set 'films'"):
+        open_split("films", tmp_path, split="train", label="label")
+    encoded = []
+    real = staging.encode_clip
+    monkeypatch.setattr(
+        staging, "encode_clip", lambda clip, *args: encoded.append(clip.path) or real(clip, *args)
+    )
+    prepare_manifest(videos / "films.csv", tmp_path)
+    assert len(encoded) == 16 - kept
+    assert len(set(encoded)) == len(encoded)
+    prepare_manifest(videos / "films.csv", tmp_path)  # again: nothing to do
+    assert len(encoded) == 16 - kept
+
+
+def test_a_kill_between_shards_loses_none(videos, prepared, tmp_path, monkeypatch):
+    real = shards.assemble
+
+    def once(plan, number):
+        if number:
+            raise KeyboardInterrupt
+        real(plan, number)
+
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr(prepare_module, "assemble", once)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_manifest(videos / "films.csv", tmp_path, name="h264")
+    monkeypatch.setattr(prepare_module, "assemble", real)
+    prepare_manifest(videos / "films.csv", tmp_path, name="h264")
+    builder = tfds.builder_from_directory(tmp_path / "h264" / "1.0.0")
+    assert builder.info.splits["train"].num_shards == 10
+    one, many = (
+        open_split("h264", root, split="train", label="label").reader
+        for root in (prepared, tmp_path)
+    )
+    for i in range(10):
+        assert one.name(i) == many.name(i)
+        np.testing.assert_array_equal(
+            one.open(i).read(np.arange(30), None), many.open(i).read(np.arange(30), None)
+        )
+    assert not list((tmp_path / "h264" / "1.0.0").glob("**/*.clip"))
+
+
+def test_damaged_clips_are_left_out_and_listed(videos, tmp_path):
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    (root / "train/up/0.mp4").write_bytes(b"<html>")
+    (root / "val/up/0.mp4").unlink()
+    folder = prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.2)
+    data = open_split("films", tmp_path / "out", split="train", label="label")
+    assert len(data) == 9
+    listed = (folder / "skipped.csv").read_text().splitlines()
+    assert len(listed) == 3
+    assert '"train/up/0.mp4","train/up/0.mp4","damaged"' in listed[1]
+    assert '"missing","is not there"' in listed[2]
+    with pytest.raises(ValueError, match=r"2 of 16 clips can't be read \(1 damaged, 1 missing\)"):
+        prepare_manifest(root / "films.csv", tmp_path / "strict", bad_share=0.05)
+    for path in root.glob("test/*/*.mp4"):
+        path.unlink()
+    with pytest.raises(ValueError, match="splits without a clip that can be read"):
+        prepare_manifest(root / "films.csv", tmp_path / "third", bad_share=0.5)
+
+
+def test_the_same_clip_in_two_splits_is_refused(videos, tmp_path):
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    shutil.copy(root / "train/up/1.mp4", root / "test/up/0.mp4")
+    with pytest.raises(ValueError, match=r"test/up/0.mp4 \(test\) is train/up/1.mp4 \(train\)"):
+        prepare_manifest(root / "films.csv", tmp_path / "out")
+    prepare_manifest(root / "films.csv", tmp_path / "out", allow_shared=True)
+
+
+def test_a_full_disk_is_told_before_the_work(videos, tmp_path, monkeypatch):
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: Usage(1, 1, 1000))
+    with pytest.raises(ValueError, match="needs about 0.0 GB more .* and its disk has 0.0 GB left"):
+        prepare_manifest(videos / "films.csv", tmp_path)
+    assert len(list(tmp_path.glob("films/incomplete/clips/*/*.json"))) == prepare_module.TRIED
+
+
+def test_another_manifest_or_spec_does_not_mix(videos, tmp_path):
+    prepare_manifest(videos / "films.csv", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="made from another manifest or with other options"):
+        prepare_manifest(videos / "films.csv", tmp_path, spec=Spec(format="jpeg"))
+    with pytest.raises(ValueError, match="can't name a TFDS data set"):
+        prepare_manifest(videos / "films.csv", tmp_path, name="My Data")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_flipped_bit_of_a_shard_goes_unseen(prepared, tmp_path, name):
+    """ArrayRecord's checksums: every flip is an error, or in bytes that nobody reads."""
+    root = tmp_path / "data"
+    shutil.copytree(prepared / name, root / name)
+    shard = next(
+        path
+        for path in root.rglob("*train.array_record*")
+        if (path.parent.name == "frames") == (name != "h264")
+    )
+    data = shard.read_bytes()
+    good = open_split(name, prepared, split="train", label="label").reader
+    frames = [good.open(i).read(np.arange(30), None) for i in range(10)]
+    rng, refused = np.random.default_rng(0), 0
+    for place in rng.integers(0, len(data) * 8, 12):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << (place % 8)
+        shard.write_bytes(flipped)
+        try:
+            reader = open_split(name, root, split="train", label="label").reader
+            for i in range(10):
+                np.testing.assert_array_equal(reader.open(i).read(np.arange(30), None), frames[i])
+        except (Damaged, ValueError):
+            refused += 1
+    assert refused >= 5  # the others lie in what pads a small file
+
+
+def test_a_shard_that_is_cut_off_is_refused_at_once(prepared, tmp_path):
+    shutil.copytree(prepared / "h264", tmp_path / "h264")
+    shard = next(tmp_path.rglob("*train.array_record*"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"is not complete \(h264-train.* bytes"):
+        open_split("h264", tmp_path, split="train", label="label")
+
+
+def test_describe_shows_numbers_and_a_contact_sheet(prepared, tmp_path, capsys):
+    for name in FORMATS:
+        main(["describe", str(prepared / name), f"--sheet={tmp_path}/{name}.png"])
+        out = capsys.readouterr().out
+        assert f"{name} 1.0.0: {name}" in out
+        assert "train: 10 clips" in out
+        assert "30 to 39 frames" in out
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_unlabelled_clips_are_kept_and_refused_for_training(videos, tmp_path):
+    rows = read_manifest(videos / "films.csv")
+    clips = tuple(
+        Clip(c.path, c.split, {"label": -1} if c.split == "test" else c.labels) for c in rows.clips
+    )
+    write_manifest(videos / "some.csv", Manifest(clips, rows.classes))
+    prepare_manifest(videos / "some.csv", tmp_path)
+    assert len(open_split("some", tmp_path, split="train", label="label")) == 10
+    with pytest.raises(ValueError, match="2 clips of split 'test' of some have no 'label'"):
+        open_split("some", tmp_path, split="test", label="label")
+    assert "2 without label" in describe(tmp_path / "some")
+
+
+@pytest.mark.beam
+def test_beam_writes_the_same_bytes(videos, prepared, tmp_path):
+    from vivit.data.beam import run_on_beam
+
+    for name in FORMATS:
+        run = run_on_beam(["--runner=DirectRunner", "--direct_num_workers=2"])
+        folder = prepare_manifest(
+            videos / "films.csv", tmp_path, name=name, spec=Spec(format=name), run=run
+        )
+        for path in (prepared / name).rglob("*"):
+            if path.is_file() and ".lock" not in path.name:
+                other = tmp_path / path.relative_to(prepared)
+                if path.suffix == ".json":
+                    assert json.loads(path.read_text()) == json.loads(other.read_text())
+                else:
+                    assert path.read_bytes() == other.read_bytes(), path
+        assert folder.name == "1.0.0"
+
+
+def test_without_beam_the_command_says_what_to_install(videos, tmp_path):
+    if "apache_beam" in sys.modules or os.environ.get("HAS_BEAM"):
+        pytest.skip("Beam is here")
+    with pytest.raises(ValueError, match="pip install 'vivit\\[beam\\]'"):
+        main(["prepare", str(videos / "films.csv"), str(tmp_path), "--beam"])
