@@ -187,8 +187,8 @@ def mix(
             f"mixup and cutmix pair clips: {count} on a device is odd; change data.batch_size"
         )
     swap = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
-    drawn = jax.vmap(lambda key: jax.random.fold_in(key, 6))(keys[::2])  # as no clip's own draws
-    drawn = drawn.repeat(2, axis=0)
+    first = keys[jnp.arange(count) // 2 * 2]
+    drawn = jax.vmap(lambda key: jax.random.fold_in(key, 6))(first)  # as none of a clip's own
 
     def one(key, clip, other):
         which, share_key, place = jax.random.split(key, 3)

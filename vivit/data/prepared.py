@@ -24,11 +24,11 @@ class Prepared:
         self.format = info.metadata["format"]
         self.labels = tuple(info.metadata["labels"])
         self.limits = limits
-        self.clips = _source(info.splits[split].filepaths)
+        self.clips = open_records(info.splits[split].filepaths)
         self.frames = None
         if self.format != "h264":
             frames = tfds.builder_from_directory(Path(builder.data_dir) / "frames").info
-            self.frames = _source(frames.splits[split].filepaths)
+            self.frames = open_records(frames.splits[split].filepaths)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -88,7 +88,7 @@ class Prepared:
         return read_pictures(decode, numbers, size, window)
 
     def _record(self, i: int) -> Any:
-        return _parse(_get(self.clips, [i])[0])
+        return read_example(self.clips, i)
 
 
 def _frame(record: bytes) -> bytes:
@@ -112,8 +112,13 @@ def _raw_header(pixels: int) -> int:
     return len(example.SerializeToString()) - pixels
 
 
-def _source(paths: Sequence[Any]) -> array_record_data_source.ArrayRecordDataSource:
+def open_records(paths: Sequence[Any]) -> array_record_data_source.ArrayRecordDataSource:
     return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
+
+
+def read_example(source: array_record_data_source.ArrayRecordDataSource, i: int) -> Any:
+    """The features of a record by name. Damaged if it can't be read."""
+    return _parse(_get(source, [i])[0])
 
 
 def _get(source: array_record_data_source.ArrayRecordDataSource, numbers: list[int]) -> list[bytes]:

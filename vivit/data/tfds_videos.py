@@ -11,6 +11,7 @@ from tensorflow_datasets.core.features import video_feature
 
 from vivit.data.decode import Damaged
 from vivit.data.footage import Footage, Limits, from_jpegs
+from vivit.data.prepared import open_records, read_example
 
 RATE = 25.0  # frames a second: tfds's Video keeps pictures without times
 
@@ -41,9 +42,9 @@ class TfdsVideos:
         self, builder: tfds.core.DatasetBuilder, split: str, key: str, limits: Limits
     ) -> None:
         self.key, self.limits = key, limits
-        self.records = builder.as_data_source(
-            split=split, decoders={key: tfds.decode.SkipDecoding()}
-        )
+        features: Any = builder.info.features
+        self.labels = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
+        self.records = open_records(builder.info.splits[split].filepaths)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -52,13 +53,14 @@ class TfdsVideos:
         return f"record {i}"
 
     def label(self, i: int, label: str) -> int:
-        return self.records[i][label]
+        return read_example(self.records, i)[label].int64_list.value[0]
 
     def open(self, i: int) -> Footage:
-        record = self.records[i]
-        frames = record[self.key]
-        if not len(frames):
+        record = read_example(self.records, i)
+        frames = list(record[self.key].bytes_list.value)
+        if not frames:
             raise Damaged("too short", "has no frames")
-        times = np.arange(len(frames)) / RATE
+        labels = {label: record[label].int64_list.value[0] for label in self.labels}
+        times, seconds = np.arange(len(frames)) / RATE, len(frames) / RATE
         limit = self.limits.largest_frame
-        return from_jpegs(frames, times, len(frames) / RATE, record, largest_frame=limit)
+        return from_jpegs(frames, times, seconds, labels, largest_frame=limit)
