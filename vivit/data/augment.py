@@ -37,7 +37,7 @@ class Augment:
         each pair of clips gets one of them. Pairs are neighbours in the batch.
     """
 
-    short_side: tuple[int, int] | None = None
+    short_side: tuple[int, ...] | None = None
     crop: str = "random"
     flip: float = 0.0
     brightness: float = 0.0
@@ -66,7 +66,8 @@ class Augment:
             problems.append(f"magnitude={self.magnitude} is not in 0 .. 10")
         if self.crop not in ("random", "centre"):
             problems.append(f"crop={self.crop!r} is neither random nor centre")
-        if self.short_side and not 1 <= self.short_side[0] <= self.short_side[1]:
+        range_ = tuple(self.short_side or (1, 1))
+        if len(range_) != 2 or not 1 <= range_[0] <= range_[1]:
             problems.append(f"short_side={self.short_side} is no range of pixels")
         if problems:
             raise ValueError(f"augment: {'; '.join(problems)}")

