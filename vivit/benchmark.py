@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vivit
-from vivit import pretrained
+from vivit import benchmark_data, pretrained
 from vivit.attention import KERNELS, PATTERNS
 from vivit.config import run_command, write_atomically
 from vivit.cost import abstract_params, count_multiply_adds, count_products
@@ -123,6 +123,9 @@ def weights_in_and_out() -> Iterator[Case]:
         yield {"kind": "weights", "form": form}
 
 
+SUITES.add("data", benchmark_data.cases)
+
+
 def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
     fields = {"kernel": "fused", "dtype": "bfloat16", **fields}
     return model_case("train", batch, family=family, size=size, **fields)
@@ -135,6 +138,8 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
     """What one case takes. Times are medians over `repeats` runs after one that warms up."""
     if case["kind"] == "weights":
         return measure_weights(case["form"])
+    if case["kind"] == "data":
+        return benchmark_data.measure(case, repeats=repeats)
     function, arguments, work = KINDS[case["kind"]](case)
     begun = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=work.get("donated", ())).lower(*arguments)
@@ -320,6 +325,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "file": lambda r: _megabytes(r.get("file_bytes")),
     "written in": lambda r: f"{r['write_seconds']:.1f} s" if "write_seconds" in r else "",
     "peak memory / file": lambda r: f"{r['peak_times_file']:.2f}" if "peak_times_file" in r else "",
+    **benchmark_data.COLUMNS,
     "": lambda r: r.get("error") or r.get("not_run") or "",
 }
 
@@ -331,6 +337,8 @@ def _megabytes(count: int | None) -> str:
 def name_of(case: Case) -> str:
     if case["kind"] == "weights":
         return f"load {case['form']}, joint, B/16x2"
+    if case["kind"] == "data":
+        return benchmark_data.name_of(case)
     if case["kind"] == "attention":
         n = int(np.prod(case["grid"]))
         return f"{case['pattern']}, {case['kernel']}, N={n:,}, {case['dtype']}"

@@ -28,22 +28,21 @@ log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """metrics: means over the clips. confusion: counts [label, predicted class].
-
-    damaged: clips that could not be read; they count in nothing else.
-    """
+    """metrics: means over the clips. confusion: counts [label, predicted class]."""
 
     metrics: dict[str, float]
     confusion: np.ndarray
-    damaged: int
+
+    def damaged(self, split: Split) -> int:
+        """Clips that could not be read, and count in nothing."""
+        return len(split) - int(self.confusion.sum())
 
 
 def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Parallel) -> Scores:
     """Every clip once: padding has mask 0 and counts nowhere."""
     results = [eval_step(params, parallel.put(batch)) for batch in batches]
     sums, confusions = zip(*jax.device_get(results), strict=True)
-    damaged = len(batches.damaged) if isinstance(batches, Batches) else 0
-    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int), damaged)
+    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int))
 
 
 def check_split(split: Split, model_config: Any, data: Data) -> None:
@@ -137,7 +136,7 @@ def evaluate(
     result = {
         "split": split,
         "views": f"{seen.temporal}x{seen.spatial}",
-        "damaged": scores.damaged,
+        "damaged": scores.damaged(data),
         "step": step,
         "checkpoint": f"checkpoints/{step}",
         "clips": int(scores.confusion.sum()),

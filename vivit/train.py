@@ -58,7 +58,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         for split in splits:
             check_split(split, config.model, data)
         size = tuple(config.model.clip[1:])
-        augment = Augment(**config.augment).build(splits[0], size)
+        augment = Augment(**config.augment).build(splits[0], size, canvas=data.canvas)
         views = Views(**data.views).centre().build(splits[1], size)
         config, loaded = load_for_run(config, model, workdir)
         parallel = make_parallel(**config.parallel)
@@ -146,7 +146,8 @@ def _loop(config, model, data, splits, parallel, steps_of, schedule, state, chec
             begun = time.perf_counter()
             held_out = local_batches(splits[1], data, frames=frames)
             scores = score(eval_step, state.eval_params, held_out, parallel)
-            validated = scores.metrics
+            held_out.close()
+            validated = {**scores.metrics, "damaged": scores.damaged(splits[1])}
             log.write(step, "validation", validated)
             since += time.perf_counter() - begun
 

@@ -33,6 +33,7 @@ def tricks(tmp_path, monkeypatch):
 
     def popen(command, **kwargs):
         if "vivit.data.child" in command:
+            assert "-P" in command  # or a folder named vivit here would be run
             command = [sys.executable, str(tmp_path / "tricks.py"), command[-1]]
         return real(command, **kwargs)
 
@@ -43,9 +44,8 @@ def tricks(tmp_path, monkeypatch):
 
 
 def forget():
-    if hasattr(guard._own, "child"):
-        guard._own.child.close()
-        del guard._own.child
+    while guard._idle:
+        guard._idle.pop().close()
 
 
 def test_a_decoder_that_hangs_is_ended_and_the_next_clip_is_read(tricks):
@@ -76,7 +76,7 @@ def test_what_a_library_prints_is_no_answer(tricks):
 
 def test_a_child_that_was_killed_between_calls_is_replaced():
     guard.index(data=film(frames=2))
-    os.kill(guard._own.child.process.pid, signal.SIGKILL)
+    os.kill(guard._idle[-1].process.pid, signal.SIGKILL)
     with pytest.raises(Damaged):
         guard.index(data=film(frames=2))
     assert len(guard.index(data=film(frames=2)).pts) == 2
@@ -85,7 +85,7 @@ def test_a_child_that_was_killed_between_calls_is_replaced():
 def test_a_child_ends_with_the_process_that_it_works_for(tmp_path):
     code = (
         "from vivit.data import guard\nfrom tests.data.films import film\n"
-        "guard.index(data=film(frames=2))\nprint(guard._own.child.process.pid, flush=True)\n"
+        "guard.index(data=film(frames=2))\nprint(guard._idle[-1].process.pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -104,6 +104,34 @@ def test_children_load_neither_jax_nor_tensorflow_datasets():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
     assert set(child.FUNCTIONS) == {"index", "read", "transcode", "hash"}
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next(monkeypatch):
+    data = film(frames=40)
+    pts = guard.index(data=data).pts
+    real = guard._wait
+
+    def interrupt(*arguments):
+        if arguments[1] == guard.select.POLLIN:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(guard, "_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        guard.read(data=data, pts=pts[30:31])
+    monkeypatch.setattr(guard, "_wait", real)
+    assert number_of(guard.read(data=data, pts=pts[3:4])[0]) == 3
+
+
+def test_many_open_files_are_no_hindrance(tmp_path):
+    forget()
+    files = [open(os.devnull) for _ in range(1100)]
+    try:
+        assert len(guard.index(data=film(frames=3)).pts) == 3
+    finally:
+        for file in files:
+            file.close()
+        forget()
 
 
 def test_frames_come_through_whole():

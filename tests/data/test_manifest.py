@@ -118,6 +118,30 @@ def test_files_that_are_no_manifest(tmp_path, text, told):
         read_manifest(write(tmp_path, text))
 
 
+def test_numbers_as_tables_write_them(tmp_path):
+    rows = "".join(f"{i}.mp4,train,{i}.0\n" for i in range(12))
+    manifest = read_manifest(write(tmp_path, f"path,split,label\n{rows}"))
+    assert [clip.labels["label"] for clip in manifest.clips] == list(range(12))
+    for values, told in (
+        (("0", "-1"), "row 3: label -1 is not in 0 .. 0"),
+        (("0", "run"), "label mixes numbers and names, such as 'run'"),
+        (("0", "1700000000"), r"label 1.7e\+09 is no class number"),
+    ):
+        rows = "".join(f"{i}.mp4,train,{value}\n" for i, value in enumerate(values))
+        with pytest.raises(ValueError, match=told):
+            read_manifest(write(tmp_path, f"path,split,label\n{rows}"))
+
+
+def test_names_by_hand_still_know_their_mirror_images(tmp_path):
+    rows = "path,split,label\na.mp4,train,pull left\n"
+    names = '{"label": {"names": ["pull left", "pull right"]}}'
+    assert read_manifest(write(tmp_path, rows, names)).classes["label"].mirrored() == [1, 0]
+    for flip in ('{"pull left": "pull right"}', '{"push left": null}'):
+        wrong = names.replace("}}", f', "flip": {flip}}}}}')
+        with pytest.raises(ValueError, match="must pair classes of label, both ways"):
+            read_manifest(write(tmp_path, rows, wrong))
+
+
 def test_mirror_images_of_classes():
     names = ["turning left", "turning right", "Left hook", "right Hook", "going left", "sit"]
     assert mirror_names(names) == {

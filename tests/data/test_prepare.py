@@ -97,8 +97,8 @@ def test_clips_of_other_times_sizes_and_sides(tmp_path):
         np.testing.assert_allclose(uneven.times, shown[inside] - shown[inside[0]], atol=1e-3)
         assert (phone.height, phone.width) == (96, 64)
         assert number_of(np.rot90(phone.read(np.array([7]), None)[0])) == 7
-        assert (large.height, large.width) == (128, 172)
-        assert data.largest == (128, 172)
+        assert (large.height, large.width) == (128, 170)
+        assert data.largest == (128, 170)
         assert data.smallest == 64
 
 
@@ -194,6 +194,67 @@ def test_damaged_clips_are_left_out_and_listed(videos, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="splits without a clip that can be read"):
         prepare_manifest(root / "films.csv", tmp_path / "third", bad_share=0.5)
+
+
+def test_what_failed_is_tried_again(videos, tmp_path):
+    with pytest.raises(ValueError, match=r"16 of 16 clips can't be read \(16 missing\)"):
+        prepare_manifest(videos / "films.csv", tmp_path, root=tmp_path)
+    with pytest.raises(ValueError, match="with other options"):  # it began with another root
+        prepare_manifest(videos / "films.csv", tmp_path, root=videos)
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    moved = (root / "train/up/0.mp4").rename(root / "later.mp4")
+    with pytest.raises(ValueError, match="1 missing"):
+        prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.0)
+    moved.rename(root / "train/up/0.mp4")
+    prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.0)
+    assert len(open_split("films", tmp_path / "out", split="train", label="label")) == 10
+
+
+def test_a_kill_after_the_last_name_leaves_nothing_behind(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "tidy", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_manifest(videos / "films.csv", tmp_path)
+    assert len(open_split("films", tmp_path, split="train", label="label")) == 10
+    assert (tmp_path / "films/1.0.0/clips").exists()
+    monkeypatch.undo()
+    prepare_manifest(videos / "films.csv", tmp_path)
+    assert not (tmp_path / "films/1.0.0/clips").exists()
+
+
+@pytest.mark.parametrize("tags", [{"colorspace": 1, "color_range": 1}, {"color_range": 2}])
+def test_colours_are_the_same_in_every_format(tmp_path, tags):
+    """Whatever colour space and range a file is tagged with."""
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        patch = np.zeros((64, 96, 3), np.uint8)
+        patch[:] = (200, 90, 40)
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(patch, format="rgb24").reformat(format="yuv420p")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    clips = (Clip("a.mp4", "train", {"label": 0}),)
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    direct = open_split(str(tmp_path / "m.csv"), tmp_path, split="train", label="label")
+    expected = direct.reader.open(0).read(np.array([1]), None)[0, 30, 40].astype(int)
+    for name in FORMATS:
+        prepare_manifest(tmp_path / "m.csv", tmp_path / "out", name=name, spec=Spec(format=name))
+        data = open_split(name, tmp_path / "out", split="train", label="label")
+        pixel = data.reader.open(0).read(np.array([1]), None)[0, 30, 40]
+        np.testing.assert_allclose(pixel, expected, atol=4)
+
+
+def test_one_frame_and_fewer_frames_a_second(tmp_path):
+    film(tmp_path / "a.mp4", frames=1)
+    clips = (Clip("a.mp4", "train", {"label": 0}),)
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    prepare_manifest(tmp_path / "m.csv", tmp_path / "out", spec=Spec(fps=5.0))
+    assert len(open_split("m", tmp_path / "out", split="train", label="label")) == 1
 
 
 def test_the_same_clip_in_two_splits_is_refused(videos, tmp_path):

@@ -115,6 +115,17 @@ def test_path_lists(tmp_path):
         )
 
 
+def test_a_missing_file_is_not_that_of_another_class(tmp_path):
+    touch(tmp_path / "v", "B/0001.mp4", "aBC.mp4")
+    train = write(tmp_path / "train.csv", "train/A/0001.mp4 0\ntrain/B/0001.mp4 1\n")
+    manifest, missing = run(tmp_path, "list", [train])
+    assert rows(manifest) == {"B/0001.mp4": ("train", "1", None, None)}
+    assert missing == ["train/A/0001.mp4"]
+    other = write(tmp_path / "train.csv", "Abc.mp4 0\naBC.mp4 1\n")
+    manifest, missing = run(tmp_path, "list", [other])
+    assert missing == ["Abc.mp4"]
+
+
 def test_something_something(tmp_path):
     touch(tmp_path / "v", "1.webm", "2.webm", "3.webm", "4.webm")
     labels = {

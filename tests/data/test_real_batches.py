@@ -173,7 +173,7 @@ def test_a_clip_that_hangs_is_replaced(train_split, monkeypatch):
 
     def read(path=None, data=b"", **kwargs):
         calls.append(len(data))
-        if len(calls) == 1:
+        if len(calls) <= 2:  # it is tried again once
             raise Damaged("timed out", "was not decoded within 1 s")
         return real(path, data, **kwargs)
 

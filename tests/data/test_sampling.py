@@ -44,6 +44,12 @@ def test_time_runs_on_at_the_beginning_or_stands_still():
     assert timed(EVEN, 0.1, short="repeat", **by).tolist() == [1, 5, 9, 9]
 
 
+def test_times_in_whole_milliseconds_lose_no_frame():
+    times = np.round(np.arange(24) / 12, 3)  # Matroska's
+    clip = timed(times, 0.0, frames=24, stride_seconds=1 / 12, seconds=2.0, short="wrap")
+    assert clip.tolist() == list(range(24))
+
+
 def test_the_same_seconds_at_two_rates():
     slow, fast = np.arange(20) / 10, np.arange(60) / 30
     by = {"start": 0.5, "frames": 4, "stride_seconds": 0.3, "seconds": 2.0, "short": "wrap"}

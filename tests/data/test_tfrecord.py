@@ -100,5 +100,13 @@ def test_damage_is_found(tmp_path):
     empty = tfrecord._sequence_example()().SerializeToString()
     with pytest.raises(Damaged, match="has no 'image/encoded'"):
         tfrecord.parse(empty)
+    keyless = tfrecord._sequence_example()()
+    keyless.feature_lists.feature_list["image/encoded"].feature.add()
+    with pytest.raises(Damaged, match="are not DMVR's"):
+        tfrecord.parse(keyless.SerializeToString())
+    head = struct.pack("<Q", 1 << 62)
+    path.write_bytes(head + struct.pack("<I", tfrecord.masked_crc(head)))
+    with pytest.raises(Damaged, match="ends within a record"):
+        tfrecord.read_record(tmp_path, "train.tfrecord#0")
     with pytest.raises(Damaged, match="is no SequenceExample"):
         tfrecord.parse(b"\xff\xff\xff")

@@ -33,6 +33,9 @@ class Run:
         source = Data(**self.config.data)
         load = ViewLoader(self.split, frames, 1, source.sampler)
         examples = [load(index) for index in indices]
+        for index, example in zip(indices, examples, strict=True):
+            if not example["mask"]:
+                raise ValueError(f"{self.split.reader.name(index)} can't be read: leave it out")
         clips = np.stack([e["clips"] for e in examples])
         extents = np.stack([e["extents"] for e in examples])
         crop = Views(**source.views).crop(self.split, tuple(size))

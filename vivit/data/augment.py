@@ -76,8 +76,13 @@ class Augment:
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
 
-    def build(self, split: Split, size: tuple[int, int]) -> Augmentation:
-        """The augmentation of a split's clips to frames of `size`. ValueError if it can't be."""
+    def build(
+        self, split: Split, size: tuple[int, int], *, canvas: tuple[int, ...] | None = None
+    ) -> Augmentation:
+        """The augmentation of a split's clips to frames of `size`. ValueError if it can't be.
+
+        canvas: that of the batches, where it is not what holds every frame.
+        """
         height, width = size
         if self.short_side and self.short_side[0] < max(size):
             raise ValueError(
@@ -91,7 +96,8 @@ class Augment:
                 "classes have no mirror image of them; set flip=0, or name one in the "
                 "manifest's .classes.json"
             )
-        plain = not self.short_side and as_they_are(split.largest, split.smallest, size)
+        on = tuple(canvas or split.largest)
+        plain = not self.short_side and as_they_are(on, split.smallest, size)
         mirrored = np.array(split.mirrored)
 
         def augment(batch: dict[str, Array], key: Array) -> dict[str, Array]:

@@ -46,12 +46,12 @@ FUNCTIONS = {
 def answer(shared: int, line: bytes) -> dict[str, Any]:
     """Does what a request asks for; what goes wrong becomes part of the answer."""
     request = json.loads(line)
-    payload = sys.stdin.buffer.read(request["size"])
     arguments = request["arguments"]
-    source = [arguments.pop("path")] if "path" in arguments else [payload]
     # Ends this process even within a decoder, and where nobody is left to wait for it.
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     try:
+        payload = sys.stdin.buffer.read(request["size"])
+        source = [arguments.pop("path")] if "path" in arguments else [payload]
         values, data = FUNCTIONS[request["function"]](*source, **arguments)
     except decode.Damaged as error:
         return {"kind": error.kind, "error": str(error)}
@@ -61,8 +61,9 @@ def answer(shared: int, line: bytes) -> dict[str, Any]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     view = memoryview(data).cast("B") if len(data) else b""
-    for at in range(0, len(view), 1 << 30):  # one write moves 2 GiB at most
-        os.pwrite(shared, view[at : at + (1 << 30)], at)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(shared, view[done : done + (1 << 30)], done)
     return {"values": values, "bytes": len(view)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vivit.config import write_atomically
-from vivit.data.files import videos_below
+from vivit.data.files import SUFFIXES, videos_below
 from vivit.data.manifest import UNLABELLED, Classes, Clip, Manifest, raise_all, write_manifest
 from vivit.registry import Registry
 
@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     end: float | None = None
     id: str = ""
     whole_if: tuple[str, ...] = ()  # under these names the file is the segment already
+    any_case: bool = False  # whether upper and lower case may differ
     is_record: bool = False  # the name is that of a record, not of a video file
 
 
@@ -67,7 +68,7 @@ def convert(
     entries, classes = reader(paths, **options)
     if not entries:
         raise ValueError(f"the annotation files of {format} hold no clips")
-    find = Finder(videos)
+    find = Finder(videos, entries)
     clips, missing = [], []
     for entry in entries:
         path, whole = find(entry)
@@ -92,10 +93,14 @@ def convert(
 
 
 class Finder:
-    """Finds the file of an entry by its name, in class folders, split folders or flat."""
+    """Finds the file of an entry by its name, in class folders, split folders or flat.
 
-    def __init__(self, videos: str | Path) -> None:
+    Never one in the folder of another class: a file that is missing is missing.
+    """
+
+    def __init__(self, videos: str | Path, entries: list[Entry]) -> None:
         self.videos = videos
+        self.classes = {x for e in entries for name in e.names for x in _folders(name)}
 
     @functools.cached_property
     def exact(self) -> set[str]:
@@ -103,10 +108,12 @@ class Finder:
 
     @functools.cached_property
     def paths(self) -> dict[str, list[str]]:
-        """Stem, in lower case -> paths."""
+        """Stem, as it is and in lower case -> paths."""
         paths: dict[str, list[str]] = {}
-        for path in self.exact:
-            paths.setdefault(Path(path).stem.lower(), []).append(path)
+        for path in sorted(self.exact):
+            stem = _stem(path)
+            for key in {stem, f"lower:{stem.lower()}"}:
+                paths.setdefault(key, []).append(path)
         return paths
 
     def __call__(self, entry: Entry) -> tuple[str | None, bool]:
@@ -116,9 +123,13 @@ class Finder:
         for name in (*entry.whole_if, *entry.names):
             if name in self.exact:
                 return name, name in entry.whole_if
-            found = self.paths.get(_stem(name).lower(), [])
-            if found:
-                best = max(found, key=lambda path: (_likeness(path, name, entry.split), path))
+            found = self.paths.get(_stem(name), [])
+            if not found and entry.any_case:
+                found = self.paths.get(f"lower:{_stem(name).lower()}", [])
+            wanted = _folders(name)
+            fits = [p for p in found if wanted & _folders(p) or not self.classes & _folders(p)]
+            if fits:
+                best = max(fits, key=lambda path: (_likeness(path, wanted, entry.split), path))
                 return best, name in entry.whole_if
         return None, False
 
@@ -126,15 +137,18 @@ class Finder:
 def _stem(name: str) -> str:
     base = os.path.basename(name)
     stem, suffix = os.path.splitext(base)
-    return stem if suffix.lower() in (".mp4", ".mkv", ".webm", ".avi", ".mov") else base
+    return stem if suffix.lower() in SUFFIXES else base
 
 
-def _likeness(path: str, name: str, split: str) -> tuple[int, bool]:
+def _folders(path: str) -> set[str]:
+    """Its folders, as they can be compared: "tap dancing" is tap_dancing."""
+    return {re.sub(r"[\W_]+", "", part.lower()) for part in Path(path).parts[:-1]} - {""}
+
+
+def _likeness(path: str, wanted: set[str], split: str) -> tuple[int, bool]:
     """How many folders of a name a path shares, and whether it lies in the split's folder."""
-    plain = lambda text: re.sub(r"[\W_]+", "", text.lower())
-    folders = {plain(part) for part in Path(path).parts[:-1]}
-    wanted = [plain(part) for part in Path(name).parts[:-1]]
-    return sum(part in folders for part in wanted), any(f.startswith(split[:3]) for f in folders)
+    folders = _folders(path)
+    return len(wanted & folders), any(f.startswith(split[:3]) for f in folders)
 
 
 def split_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+TOLERANCE = 6e-4  # seconds: Matroska keeps whole milliseconds
 LARGEST_FRAME = 4096 * 4096  # pixels; a damaged header can ask for more memory than there is
 # Demuxers that can't be made to open other files or addresses, as playlists and lists can.
 CONTAINERS = (
@@ -75,12 +76,9 @@ def index(
     """
     with _opened(source, largest_frame) as (container, stream):
         timed = _is_timed(container, stream)
-        zero, pts, key_pts = _packets(container, stream, start, end) if timed else (0, [], [])
+        zero, pts, key_pts, last = _packets(container, stream, start, end) if timed else EMPTY
     if not timed:
-        pts = [frame.pts for frame in _walk(source, None, largest_frame)]
-        if any(x is None for x in pts):
-            raise Damaged("damaged", "its frames have no presentation times")
-        zero, key_pts = (pts[0] if pts else 0), pts[:1]
+        zero, pts, key_pts, last = _frames(source, largest_frame)
     if not pts:
         raise Damaged("damaged", "no frame can be decoded")
     if len(set(pts)) < len(pts):
@@ -94,7 +92,7 @@ def index(
         codec, format = stream.codec_context.name, container.format.name.split(",")[0]
         audio = bool(container.streams.audio)
     gaps = np.diff(pts)
-    last = float(np.median(gaps)) if len(gaps) else 0.0
+    last = last or (float(np.median(gaps)) if len(gaps) else 0.0)
     seconds = (pts[-1] - pts[0] + last) * base
     chosen = pts
     if start is not None or end is not None:
@@ -175,10 +173,10 @@ def to_rgb(frame: VideoFrame, *, height: int | None = None, width: int | None = 
 def _between(pts: list[int], zero: int, base: float, start: float | None, end: float | None):
     """The frames shown from `start` to before `end`: the first may have begun before."""
     times = (np.array(pts, np.float64) - zero) * base
-    first = 0 if start is None else max(bisect_right(times.tolist(), start + 1e-6) - 1, 0)
+    first = 0 if start is None else max(bisect_right(times.tolist(), start + TOLERANCE) - 1, 0)
     if start is not None and start > times[-1] + (times[-1] - times[-2] if len(pts) > 1 else 0):
         return []
-    last = len(pts) if end is None else int(np.searchsorted(times, end - 1e-6))
+    last = len(pts) if end is None else int(np.searchsorted(times, end - TOLERANCE))
     return pts[first:last]
 
 
@@ -220,10 +218,14 @@ def _is_timed(container: InputContainer, stream: VideoStream) -> bool:
     return bool(set(names) & set(TIMED_CONTAINERS)) and stream.codec_context.name in TIMED_CODECS
 
 
-def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
-    """pts of the first frame, of all frames (of a segment: those around it), and of key frames."""
+EMPTY: tuple[int, list[int], list[int], int] = (0, [], [], 0)
+
+
+def _packets(container, stream, start, end) -> tuple[int, list[int], list[int], int]:
+    """pts of the file's first frame, of all frames (of a segment: those around it), and of key
+    frames; how long the last one lasts, or 0 where nothing tells."""
     base = stream.time_base
-    pts, keys, seen = [], [], 0
+    pts, keys, seen, lasts = [], [], 0, {}
     zero = stream.start_time or 0
     if start is not None and start > 1:
         container.seek(int(zero + start / base), stream=stream, backward=True)
@@ -239,6 +241,7 @@ def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
         if packet.pts is None:
             raise Damaged("damaged", "its packets have no presentation times")
         pts.append(packet.pts)
+        lasts[packet.pts] = packet.duration or 0
         if packet.is_keyframe:
             keys.append(packet.pts)
         if limit is not None and packet.dts is not None and packet.dts > limit:
@@ -246,13 +249,36 @@ def _packets(container, stream, start, end) -> tuple[int, list[int], list[int]]:
     whole = start is None and end is None
     if whole and container.format.name.startswith("mov") and seen < len(stream.index_entries):
         raise Damaged("damaged", f"ends after {seen} of {len(stream.index_entries)} frames")
-    if whole and pts and container.duration:
-        length, told = (max(pts) - min(pts)) * base, container.duration / av.time_base
-        if length < 0.9 * told - 1:
-            raise Damaged("damaged", f"its video ends after {float(length):.1f} of {told:.1f} s")
     if whole and pts:
         zero = min(pts)
-    return zero, pts, keys or pts[:1]
+        _check_end(stream, float((max(pts) + lasts[max(pts)]) * base))
+    return zero, pts, keys or pts[:1], lasts[max(pts)] if pts else 0
+
+
+def _frames(source: str | bytes, largest_frame: int) -> tuple[int, list[int], list[int], int]:
+    """The same by decoding all frames."""
+    pts, last = [], 0
+    for frame in _walk(source, None, largest_frame):
+        if frame.pts is None:
+            raise Damaged("damaged", "its frames have no presentation times")
+        pts.append(frame.pts)
+        last = frame.duration or 0
+    if pts:
+        with _opened(source, largest_frame) as (_, stream):
+            _check_end(stream, float((max(pts) + last) * stream.time_base))
+    return (pts[0] if pts else 0), pts, pts[:1], last
+
+
+def _check_end(stream: VideoStream, end: float) -> None:
+    """Damaged where the video stops well before the end that its stream tells of."""
+    told = None
+    if stream.metadata.get("DURATION"):  # Matroska's, from 0 whenever it starts
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        told = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    elif stream.duration:
+        told = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    if told is not None and end < told - max(0.5, 0.02 * told):
+        raise Damaged("damaged", f"its video ends after {end:.1f} of {told:.1f} s")
 
 
 def _walk(source: str | bytes, start: int | None, largest_frame: int) -> Iterator[VideoFrame]:

@@ -58,7 +58,7 @@ def transcode(
 def fit(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Width and height, both even, of a frame shrunk to this short side; never enlarged."""
     scale = min(1.0, short_side / min(width, height))
-    even = lambda x: max(2, 2 * round(x * scale / 2))
+    even = lambda x: max(2, 2 * int(x * scale / 2 + 1e-6))
     return even(width), even(height)
 
 
@@ -86,7 +86,14 @@ def _write_h264(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
                 stream.pix_fmt = "yuv420p"
                 stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
                 stream.codec_context.framerate = _rate(ticks)
-            small = frame.reformat(*size, format="yuv420p", interpolation="AREA")
+            # One colour space and range for all, which is what untagged video is taken for.
+            small = frame.reformat(
+                *size,
+                format="yuv420p",
+                interpolation="AREA",
+                dst_colorspace="ITU601",
+                dst_color_range="MPEG",
+            )
             small.pts, small.time_base = tick, Fraction(1, CLOCK)
             small.pict_type = 0  # what the source's encoder made of it is no order for ours
             container.mux(stream.encode(small))

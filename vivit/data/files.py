@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 
@@ -24,7 +25,8 @@ def locate(root: str | Path, path: str) -> str:
     root, path = str(root).removeprefix("file://"), path.removeprefix("file://")
     if is_uri(root) or is_uri(path):
         uri = path if is_uri(path) else f"{root.rstrip('/')}/{path}"
-        if not uri.startswith(f"{root.rstrip('/')}/") or ".." in uri.split("/"):
+        steps = unquote(uri).split("/")
+        if not uri.startswith(f"{root.rstrip('/')}/") or ".." in steps or "::" in path:
             raise Damaged("outside", f"is not below the data root {root}")
         return uri
     if "\0" in path:
@@ -57,7 +59,7 @@ def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
     if not is_uri(located) and not sha256:
         return located, b""
     try:
-        with fsspec.open(located, "rb") as file:
+        with fsspec.open(located, "rb") if is_uri(located) else open(located, "rb") as file:
             data = file.read()
     except Exception as error:  # whatever the file system behind a URI raises
         raise Damaged("unreadable", f"{type(error).__name__}: {error}") from error

@@ -87,7 +87,7 @@ def _index(path, data, start, end, limits: Limits) -> Index:
     )
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 11)
 def _cached_index(path, modified, start, end, limits: Limits) -> Index:
     return _index(path, b"", start, end, limits)
 

@@ -1,4 +1,4 @@
-"""Decoders at arm's length: each thread has a child process that decodes for it.
+"""Decoders at arm's length: child processes that decode.
 
 A decoder that crashes or hangs takes its child with it and nothing else: the call raises Damaged
 and the next one gets a new child.
@@ -10,10 +10,9 @@ import select
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,15 @@ from vivit.data.decode import Damaged, Index
 
 TIMEOUT = 60.0  # seconds for one call
 ROOT = Path(__file__).parents[2]
+KEPT = 64 << 20  # bytes of an answer whose memory a child keeps for the next
 counts: Counter[str] = Counter()  # of this process: "started", "crashed", "timed out"
-_own = threading.local()
+_idle: deque["Child"] = deque()  # children between two calls
 
 
 def index(
     path: str | None = None, data: bytes = b"", *, timeout: float = TIMEOUT, **arguments: Any
 ) -> Index:
-    """decode.index of a path, or of a file's bytes, in this thread's child."""
+    """decode.index of a path, or of a file's bytes, in a child."""
     values, _ = call("index", path, data, timeout=timeout, **arguments)
     return Index(**values)
 
@@ -38,7 +38,7 @@ def index(
 def read(
     path: str | None = None, data: bytes = b"", *, timeout: float = TIMEOUT, **arguments: Any
 ) -> np.ndarray:
-    """decode.read in this thread's child: uint8 [F, H, W, 3]."""
+    """decode.read in a child: uint8 [F, H, W, 3]."""
     values, frames = call("read", path, data, timeout=timeout, **arguments)
     return frames.reshape(values["shape"])
 
@@ -52,15 +52,29 @@ def call(
     **arguments: Any,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What a function of child.py gives for a path or for bytes: values and uint8 [bytes]."""
-    if not hasattr(_own, "child"):
-        _own.child = Child()
+    child = _take()
     try:
-        return _own.child.call(function, path, data, timeout=timeout, **arguments)
+        answer = child.call(function, path, data, timeout=timeout, **arguments)
+    except Damaged:
+        _idle.append(child)
+        raise
     except _Gone as gone:
-        _own.child.close()
-        del _own.child
+        child.close()
         counts[gone.how] += 1
         raise Damaged(gone.how, str(gone)) from None
+    except BaseException:
+        child.close()  # it may still answer, and the next call must not get that
+        raise
+    _idle.append(child)
+    return answer
+
+
+def _take() -> "Child":
+    """A child that waits for work, or a new one: there are as many as calls at a time."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return Child()
 
 
 class _Gone(Exception):
@@ -81,7 +95,7 @@ class Child:
         # Interpreters start faster without what the user's environment adds to them.
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vivit.data.child", str(self.shared)],
+            [sys.executable, "-P", "-m", "vivit.data.child", str(self.shared)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -90,6 +104,8 @@ class Child:
             env={**os.environ, **threads, "PYTHONPATH": _path()},
             start_new_session=True,  # Ctrl-C is for the run, which closes its children
         )
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
         self._close = weakref.finalize(self, _end, self.process, self.shared)
         counts["started"] += 1
 
@@ -104,37 +120,44 @@ class Child:
             "seconds": timeout,
             "size": len(data),
         }
+        until = time.monotonic() + timeout + 5  # the child's own alarm rings before
         try:
-            self._write(json.dumps(request).encode() + b"\n")
-            self._write(data)
+            self._write(json.dumps(request).encode() + b"\n", until)
+            self._write(data, until)
         except BrokenPipeError:
             pass  # what became of it is told by the missing answer
-        answer = json.loads(self._line(timeout + 5))  # the child's own alarm rings before
+        answer = json.loads(self._line(timeout, until))
         if "error" in answer:
             raise Damaged(answer["kind"], answer["error"])
         out = np.empty(answer["bytes"], np.uint8)
         done = 0
         while done < len(out):
-            done += os.preadv(self.shared, [memoryview(out)[done : done + (1 << 30)]], done)
+            moved = os.preadv(self.shared, [memoryview(out)[done : done + (1 << 30)]], done)
+            if not moved:
+                raise _Gone("crashed", f"the answer ends after {done} of {len(out)} bytes")
+            done += moved
+        if len(out) > KEPT:
+            os.ftruncate(self.shared, 0)  # it is memory
         return answer["values"], out
 
     def close(self) -> None:
         self._close()
 
-    def _write(self, data: bytes) -> None:
-        assert self.process.stdin is not None
+    def _write(self, data: bytes, until: float) -> None:
+        pipe = self.process.stdin
+        assert pipe is not None
         view = memoryview(data)
         while view:
-            view = view[self.process.stdin.write(view) :]
+            _wait(pipe.fileno(), select.POLLOUT, until)
+            view = view[pipe.write(view) or 0 :]
 
-    def _line(self, timeout: float) -> bytes:
-        assert self.process.stdout is not None
-        line, until = b"", time.monotonic() + timeout
+    def _line(self, timeout: float, until: float) -> bytes:
+        pipe = self.process.stdout
+        assert pipe is not None
+        line = b""
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self.process.stdout], [], [], until - time.monotonic())
-            part = self.process.stdout.read(1 << 16) if ready else b""
-            if not ready:
-                raise _Gone("timed out", f"no answer within {timeout:g} s")
+            _wait(pipe.fileno(), select.POLLIN, until)
+            part = pipe.read(1 << 16)
             if not part:
                 raise self._ended(timeout)
             line += part
@@ -143,8 +166,17 @@ class Child:
     def _ended(self, timeout: float) -> _Gone:
         code = self.process.wait()
         if code == -14:  # its alarm
-            return _Gone("timed out", f"was not decoded within {timeout - 5:g} s")
+            return _Gone("timed out", f"was not decoded within {timeout:g} s")
         return _Gone("crashed", f"the decoder ended with status {code}")
+
+
+def _wait(descriptor: int, event: int, until: float) -> None:
+    """Until a pipe can be used; poll, as select knows the first 1,024 descriptors only."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    left = until - time.monotonic()
+    if left <= 0 or not poll.poll(1000 * left):
+        raise _Gone("timed out", "no answer in time")
 
 
 def _path() -> str:

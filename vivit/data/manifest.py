@@ -7,6 +7,7 @@ NAME.csv may lie NAME.classes.json: {label: {"names": [...], "flip": {name: mirr
 """
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -30,6 +31,7 @@ MIRRORED = {  # words of class names -> what a mirror makes of them
     "anticlockwise": ("clockwise",),
     "counterclockwise": ("clockwise",),
 }
+MOST_CLASSES = 100_000
 SHOWN = 10  # problems that an error spells out
 
 
@@ -65,11 +67,14 @@ class Classes:
     names: tuple[str, ...]
     flip: dict[str, str | None] = field(default_factory=dict)
 
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
     def mirrored(self) -> list[int]:
         """The class number of each class's mirror image; UNLABELLED where there is none."""
-        numbers = {name: i for i, name in enumerate(self.names)}
         to = [self.flip.get(name, name) for name in self.names]
-        return [UNLABELLED if name is None else numbers[name] for name in to]
+        return [UNLABELLED if name is None else self.numbers[name] for name in to]
 
 
 @dataclass(frozen=True)
@@ -190,14 +195,32 @@ def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> d
             names = tuple(told[label]["names"])
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{beside} has {label} classes twice: {', '.join(repeated)}")
-            classes[label] = Classes(names, dict(told[label].get("flip", {})))
-        elif values and all(value.isdecimal() for value in values):
-            names = tuple(str(i) for i in range(max(map(int, values)) + 1))
-            classes[label] = Classes(names)
+            flip = told[label].get("flip", mirror_names(names))
+            odd = [k for k, v in flip.items() if k not in names or (v and flip.get(v, v) != k)]
+            raise_all(f"{beside}: flip must pair classes of {label}, both ways", odd)
+            classes[label] = Classes(names, dict(flip))
+        elif numbers := [value for value in map(_number, values) if value is not None]:
+            if len(numbers) < len(values):
+                text = next(value for value in values if _number(value) is None)
+                raise ValueError(f"{path}: {label} mixes numbers and names, such as {text!r}")
+            if max(numbers) >= MOST_CLASSES:
+                raise ValueError(
+                    f"{path}: {label} {max(numbers):g} is no class number; every column but "
+                    f"{', '.join(COLUMNS)} is a label: leave out the others"
+                )
+            classes[label] = Classes(tuple(str(i) for i in range(int(max(numbers)) + 1)))
         else:
             names = tuple(sorted(values))
             classes[label] = Classes(names, mirror_names(names))
     return classes
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _clip(row: dict[str, str], classes: dict[str, Classes]) -> tuple[Clip, list[str]]:
@@ -235,8 +258,8 @@ def class_number(value: Any, label: str, classes: Classes) -> tuple[int, list[st
     text = str(value).strip()
     if text == "":
         return UNLABELLED, []
-    if text in classes.names:
-        return classes.names.index(text), []
+    if text in classes.numbers:
+        return classes.numbers[text], []
     try:
         number = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """Batches of clips. A batch is a function of (seed, step) alone, so its position is one number."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,9 @@ KINDS = (  # what can be wrong with a clip, as numbers that fit into a batch
     "damaged", "missing", "outside", "not a file", "unreadable", "audio only", "too short",
     "too large", "crashed", "timed out", "unsupported",
 )  # fmt: skip
+
+
+PASSING = ("timed out", "crashed", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,13 @@ class Loader:
             if attempt:
                 index = int(rng.integers(len(self.split)))
             try:
-                footage = self.split.reader.open(int(index))
+                footage = _again(lambda i=int(index): self.split.reader.open(i))
                 numbers = self.sampling.train(
                     footage.times, footage.seconds, frames=self.frames, rng=rng
                 )
                 window = choose_window(footage, self.canvas, rng)
-                clip = on_canvas(footage.read(numbers, window), self.canvas)
+                frames = _again(lambda f=footage, n=numbers, w=window: f.read(n, w))
+                clip = on_canvas(frames, self.canvas)
             except Damaged as error:
                 bad[attempt] = index, KINDS.index(error.kind)
                 continue
@@ -166,11 +170,14 @@ class ViewLoader:
         bad = np.full((ATTEMPTS, 2), -1, np.int64)
         if index < len(self.split):
             try:
-                footage = self.split.reader.open(int(index))
+                footage = _again(lambda: self.split.reader.open(int(index)))
+                if footage.height > canvas[0] or footage.width > canvas[1]:
+                    raise Damaged("too large", f"is larger than the {canvas} of all others")
                 numbers = self.sampling.views(
                     footage.times, footage.seconds, frames=self.frames, views=self.views
                 )
-                clip = on_canvas(footage.read(numbers.reshape(-1), None), canvas)
+                frames = _again(lambda: footage.read(numbers.reshape(-1), None))
+                clip = on_canvas(frames, canvas)
                 clip = clip.reshape(self.views, self.frames, *clip.shape[1:])
                 extent = footage.height, footage.width
                 return _example(self.split, footage, clip, extent, index, bad)
@@ -184,6 +191,16 @@ class ViewLoader:
             "positions": np.uint32(index % (1 << 32)),
             "bad": bad,
         }
+
+
+def _again(read: Callable[[], Any]) -> Any:
+    """Once more where a busy machine may be what failed, and not the clip."""
+    try:
+        return read()
+    except Damaged as error:
+        if error.kind not in PASSING:
+            raise
+    return read()
 
 
 def choose_window(

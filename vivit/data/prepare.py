@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from vivit.config import locked, write_atomically
 from vivit.data.manifest import Clip, raise_all, read_manifest
-from vivit.data.shards import SHARD_BYTES, assemble, finish, plan_shards, splits_of
+from vivit.data.shards import SHARD_BYTES, assemble, finish, plan_shards, splits_of, tidy
 from vivit.data.staging import Plan, Spec, read_json, stage
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def prepare_manifest(
     with locked(plan.folder):
         if plan.final.exists():
             _require_same(plan.final / "plan.json", plan)
+            tidy(plan)  # where a kill came between the last name and this
             return plan.final
         _begin(plan)
         _check_room(plan)
@@ -70,7 +71,7 @@ def prepare_manifest(
         if shared and not allow_shared:
             raise_all("splits share clips; take them out, or use --allow-shared", shared)
         shards = plan_shards(plan, metas)
-        write_atomically(plan.staging / "shards.json", json.dumps(shards))
+        _settle_shards(plan, shards)
         (run or run_here)(plan, assemble, range(len(shards)), "shard")
         finish(plan, metas, shards)
     return plan.final
@@ -97,7 +98,9 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     spec = asdict(plan.spec)
     del spec["limits"]
     digest = hashlib.sha256((clips + json.dumps(classes)).encode()).hexdigest()
-    return {"manifest": digest, "clips": len(plan.manifest.clips), "spec": spec}
+    root = hashlib.sha256(os.fsencode(plan.root.resolve())).hexdigest()
+    count = len(plan.manifest.clips)
+    return {"manifest": digest, "root": root, "clips": count, "spec": spec}
 
 
 def _require_same(path: Path, plan: Plan) -> None:
@@ -112,10 +115,24 @@ def _begin(plan: Plan) -> None:
     path = plan.staging / "plan.json"
     if path.exists():
         _require_same(path, plan)
-        done = sum(1 for _ in (plan.staging / "clips").glob("*/*.json"))
+        staged = list((plan.staging / "clips").glob("*/*.json"))
+        if not (plan.staging / "shards.json").exists():  # what could not be read is tried again
+            for failed in [path for path in staged if "error" in read_json(path)]:
+                failed.unlink()
+                staged.remove(failed)
+        done = len(staged)
         log.info("going on: %d of %d clips are done", done, len(plan.manifest.clips))
     else:
         write_atomically(path, json.dumps(_plan_json(plan), indent=1) + "\n")
+
+
+def _settle_shards(plan: Plan, shards: list[dict[str, Any]]) -> None:
+    """What is in which shard is decided once: some of them may be written already."""
+    path = plan.staging / "shards.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(shards))
+    elif read_json(path) != shards:
+        raise ValueError(f"{plan.staging} was changed; move it away and prepare again")
 
 
 def _check_room(plan: Plan) -> None:

@@ -55,6 +55,11 @@ class Prepared:
         labels = {key: number(key) for key in self.labels}
         return Footage(ticks / CLOCK, number("duration_ticks") / CLOCK, *size, labels, read)
 
+    def encoded(self, number: int) -> bytes:
+        """A frame's bytes as they are stored, by its number in the split."""
+        assert self.frames is not None
+        return _frame(_get(self.frames, [number])[0])
+
     def _read_video(
         self,
         video: bytes,

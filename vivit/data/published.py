@@ -128,7 +128,9 @@ def ucf101(annotations: Paths, *, classes: str) -> Converted:
                 problems.append(
                     f"{path.name} line {number}: {folder} is {label + 1}, not {words[1]}"
                 )
-            entries.append(Entry((words[0],), split_of(path), {"label": label}, id=words[0]))
+            entries.append(
+                Entry((words[0],), split_of(path), {"label": label}, id=words[0], any_case=True)
+            )
     raise_all("ucf101", problems)
     return Converted(entries, {"label": Classes(tuple(names))})
 
@@ -247,7 +249,8 @@ def folder(
         for name in names:
             own = [p for p in paths if label(p) == name]
             own = [own[i] for i in rng.permutation(len(own))]
-            validation, test = (int(np.ceil(share * len(own))) for share in shares)
+            few = len(own) < 3  # of which none can be spared
+            validation, test = (0 if few else max(1, round(s * len(own))) * (s > 0) for s in shares)
             for i, p in enumerate(own):
                 of[p] = "validation" if i < validation else "test" if i < validation + test else ""
                 of[p] = of[p] or "train"

@@ -16,6 +16,8 @@ from vivit.registry import Registry
 Times = Float[np.ndarray, " n"]  # seconds, ascending, from the first frame's 0
 Frames = Int[np.ndarray, " F"]
 
+TOLERANCE = 6e-4  # seconds
+
 SHORT: Registry[Callable[[np.ndarray, int], np.ndarray]] = Registry("rule for short videos")
 SHORT.add("wrap", lambda frames, count: frames % count)  # begin again, as DMVR does
 SHORT.add("repeat", lambda frames, count: np.minimum(frames, count - 1))  # hold the last frame
@@ -41,7 +43,7 @@ def timed(
     """
     at = start + stride_seconds * np.arange(frames)
     # In whole steps of the video's length, so that rounding moves no frame over its end.
-    ends = at >= seconds - 1e-6
+    ends = at >= seconds - TOLERANCE
     if ends.any():
         at = np.where(ends, at % seconds if short == "wrap" else times[-1], at)
         SHORT[short]  # an unknown name is an error for short videos and long ones alike
@@ -50,8 +52,9 @@ def timed(
 
 def frames_shown(times: Times, at: Float[np.ndarray, " F"]) -> Frames:
     """Numbers of the frames that a player shows at these times: the last that began by then."""
-    # A time that is meant to be a frame's own must not miss it by rounding.
-    return np.clip(np.searchsorted(times, at + 1e-6, side="right") - 1, 0, None)
+    # A time that is meant to be a frame's own must not miss it by rounding, to whole milliseconds
+    # in Matroska.
+    return np.clip(np.searchsorted(times, at + TOLERANCE, side="right") - 1, 0, None)
 
 
 def starts_of_views(last: float | int, views: int) -> Float[np.ndarray, " V"]:

@@ -113,10 +113,8 @@ def finish(plan: Plan, metas: list[dict], shards: list[dict]) -> None:
     write_atomically(
         staging / "skipped.csv", "".join(",".join(map(_quoted, x)) + "\n" for x in lines)
     )
-    shutil.rmtree(staging / "clips")
-    shutil.rmtree(staging / "shards")
-    (staging / "shards.json").unlink()
     os.replace(staging, plan.final)
+    tidy(plan)
 
 
 def clip_features(labels: Iterable[str], spec: Spec) -> tfds.features.FeaturesDict:
@@ -193,6 +191,13 @@ def _settle(path: Path) -> dict[str, Any]:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def tidy(plan: Plan) -> None:
+    """Takes away what only an unfinished prepare needs."""
+    for name in ("clips", "shards"):
+        shutil.rmtree(plan.final / name, ignore_errors=True)
+    (plan.final / "shards.json").unlink(missing_ok=True)
 
 
 def _quoted(text: str) -> str:

@@ -231,7 +231,8 @@ def _open_manifest(
     clips = manifest.split(split)
     _require_labels(str(path), split, label, sum(c.labels[label] == UNLABELLED for c in clips))
     classes = manifest.classes[label]
-    digest = hashlib.sha256(json.dumps([c.__dict__ for c in clips]).encode()).hexdigest()
+    told = [[clip.__dict__ for clip in clips], classes.names, classes.flip]
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     reader = Files(clips, Path(root), short_side, limits)
     largest, smallest = reader.measure()
     return Split(

@@ -16,7 +16,7 @@ from vivit.data.encode import CLOCK, WRITERS
 from vivit.data.files import fetch, locate
 from vivit.data.footage import Limits, index_of, ticks_of
 from vivit.data.manifest import Clip, Manifest
-from vivit.data.sampling import frames_shown
+from vivit.data.sampling import TOLERANCE, frames_shown
 
 VERSION = "1.0.0"
 QUALITY = {"h264": 20, "jpeg": 90, "raw": 0}  # x264's constant rate factor; JPEG's quality
@@ -98,7 +98,8 @@ def encode_clip(clip: Clip, root: str | Path, spec: Spec) -> tuple[dict[str, Any
         pts, times, sizes = found.pts, found.times - found.times[0], None
         seconds = found.seconds
         if spec.fps:
-            at = np.unique(frames_shown(times, np.arange(0, seconds, 1 / spec.fps)))
+            moments = np.append(0.0, np.arange(1 / spec.fps, seconds - TOLERANCE, 1 / spec.fps))
+            at = np.unique(frames_shown(times, moments))
             pts, times = [pts[k] for k in at], times[at]
         chosen = pts
     ticks = ticks_of(times)

@@ -60,7 +60,10 @@ class TfdsVideos:
         frames = list(record[self.key].bytes_list.value)
         if not frames:
             raise Damaged("too short", "has no frames")
-        labels = {label: record[label].int64_list.value[0] for label in self.labels}
+        try:
+            labels = {label: record[label].int64_list.value[0] for label in self.labels}
+        except IndexError as error:
+            raise Damaged("damaged", "has no label") from error
         times, seconds = np.arange(len(frames)) / RATE, len(frames) / RATE
         limit = self.limits.largest_frame
         return from_jpegs(frames, times, seconds, labels, largest_frame=limit)

