@@ -1,8 +1,8 @@
 """python -m experiments.real_video: real footage through the whole project, in one command.
 
 Labels come from the footage itself: which way time runs (forward, backward) and how fast (once,
-three times). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in several
-views, and one film is shown with what the model looks at. The first half of each film is for
+three times). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in
+several views, and one film is shown with what the model looks at. The first half of each is for
 training, the next quarter for validation, the last for testing; no frame is in two of them.
 """
 

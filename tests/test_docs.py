@@ -8,6 +8,12 @@ import pytest
 from tests.conftest import ROOT
 from vivit.attention import KERNELS, PATTERNS
 from vivit.attention.reduction import REDUCTIONS
+from vivit.data import published, tfrecord  # noqa: F401  they register formats
+from vivit.data.convert import FORMATS
+from vivit.data.encode import WRITERS
+from vivit.data.randaugment import OPERATIONS
+from vivit.data.sampling import KINDS, SHORT
+from vivit.data.views import AVERAGES
 from vivit.plan import FAMILIES
 from vivit.pretrained import SOURCES
 from vivit.pretrained.adapt import CLASS_TOKEN, TIME_ATTENTION
@@ -42,6 +48,13 @@ def test_every_source_and_choice_is_on_the_page_of_weights():
     for names in (SOURCES, INFLATIONS, RESIZES, TIME_ATTENTION, CLASS_TOKEN, MEANING):
         for name in names:
             assert f"`{name}`" in page, name
+
+
+def test_every_format_and_operation_is_on_the_page_of_data():
+    page = (DOCS / "data.md").read_text()
+    for names in (FORMATS, WRITERS, KINDS, SHORT, OPERATIONS, AVERAGES):
+        for name in names:
+            assert f"`{name}`" in page or f'"{name}"' in page, name
 
 
 def test_everything_that_has_a_name_is_on_the_page():

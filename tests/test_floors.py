@@ -30,6 +30,7 @@ FLOORS = {
     "vivit.analysis": 4,
     "vivit.describe": 4,
     "vivit.benchmark": 4,
+    "vivit.benchmark_data": 4,
 }
 ON_ONE_FLOOR = {  # the only imports between modules of one floor
     ("vivit.layers", "vivit.attention"),
