@@ -2,8 +2,8 @@
 
     python -m experiments.real_video
 
-cuts, prepares, trains, evaluates and shows; docs/data.md has the scores. Nothing is flipped: which
-way things move is what tells the direction of time here.
+cuts, prepares, trains, evaluates and shows; docs/data.md has the scores. A toy, for a few short
+films. Nothing is flipped: which way things move is what tells the direction of time here.
 """
 
 from configs import common

@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         run("vivit.evaluate", f"--workdir={workdir}")
         return
     films = [footage_folder() / name for name in FILMS] + arguments.films
-    manifest = cut_clips(films, arguments.folder)
+    manifest = cut_clips(films, arguments.folder / str(len(films)))
     run("vivit.data", "check", manifest, f"--frames={FRAMES}", "--decode")
     run("vivit.data", "prepare", manifest, arguments.data)
     run("vivit.data", "describe", arguments.data / "real_video")

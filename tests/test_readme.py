@@ -70,7 +70,8 @@ def test_where_it_looks(tiny_run, monkeypatch):
 def test_the_commands_of_the_readme_are_those_of_the_makefile():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     makefile = makefile.replace("$(BIN)/", "").replace("$(RUN)", "runs/moving_digits")
-    for line in re.findall(
-        r"^    (python -m vivit\.(?:data|train|evaluate|analysis).*)$", readme, re.M
-    ):
+    start = readme[readme.index("## Start") : readme.index("## The model in Python")]
+    lines = re.findall(r"^    (python -m vivit\.(?:data|train|evaluate|analysis).*)$", start, re.M)
+    assert len(lines) == 4
+    for line in lines:
         assert line in makefile, line

@@ -136,6 +136,9 @@ def test_names_by_hand_still_know_their_mirror_images(tmp_path):
     rows = "path,split,label\na.mp4,train,pull left\n"
     names = '{"label": {"names": ["pull left", "pull right"]}}'
     assert read_manifest(write(tmp_path, rows, names)).classes["label"].mirrored() == [1, 0]
+    for broken in ('{"label": ["a"]}', "{"):
+        with pytest.raises(ValueError, match="m.classes.json is not as it must be"):
+            read_manifest(write(tmp_path, rows, broken))
     for flip in ('{"pull left": "pull right"}', '{"push left": null}'):
         wrong = names.replace("}}", f', "flip": {flip}}}}}')
         with pytest.raises(ValueError, match="must pair classes of label, both ways"):

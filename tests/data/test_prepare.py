@@ -188,7 +188,9 @@ def test_damaged_clips_are_left_out_and_listed(videos, tmp_path):
     assert len(listed) == 3
     assert '"train/up/0.mp4","train/up/0.mp4","damaged"' in listed[1]
     assert '"missing","is not there"' in listed[2]
-    with pytest.raises(ValueError, match=r"2 of 16 clips can't be read \(1 damaged, 1 missing\)"):
+    with pytest.raises(
+        ValueError, match=r"2 of 16 clips below .* can't be read \(1 damaged, 1 missing\)"
+    ):
         prepare_manifest(root / "films.csv", tmp_path / "strict", bad_share=0.05)
     for path in root.glob("test/*/*.mp4"):
         path.unlink()
@@ -197,10 +199,11 @@ def test_damaged_clips_are_left_out_and_listed(videos, tmp_path):
 
 
 def test_what_failed_is_tried_again(videos, tmp_path):
-    with pytest.raises(ValueError, match=r"16 of 16 clips can't be read \(16 missing\)"):
+    with pytest.raises(ValueError, match=r"16 of 16 clips below .* can't be read \(16 missing\)"):
         prepare_manifest(videos / "films.csv", tmp_path, root=tmp_path)
-    with pytest.raises(ValueError, match="with other options"):  # it began with another root
-        prepare_manifest(videos / "films.csv", tmp_path, root=videos)
+    prepare_manifest(videos / "films.csv", tmp_path, root=videos)  # the right one, then
+    with pytest.raises(ValueError, match="'nowhere' is no folder"):
+        prepare_manifest(videos / "films.csv", tmp_path / "other", root="nowhere")
     root = tmp_path / "v"
     shutil.copytree(videos, root)
     moved = (root / "train/up/0.mp4").rename(root / "later.mp4")
@@ -279,6 +282,9 @@ def test_another_manifest_or_spec_does_not_mix(videos, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="made from another manifest or with other options"):
         prepare_manifest(videos / "films.csv", tmp_path, spec=Spec(format="jpeg"))
+    for format, quality in (("h264", 52), ("jpeg", 0), ("raw", 1)):
+        with pytest.raises(ValueError, match=f"quality={quality} of {format} is not in"):
+            Spec(format=format, quality=quality)
     with pytest.raises(ValueError, match="can't name a TFDS data set"):
         prepare_manifest(videos / "films.csv", tmp_path, name="My Data")
     assert sorted(tmp_path.rglob("*")) == before

@@ -269,6 +269,9 @@ def test_a_folder_of_class_folders(tmp_path):
 def test_a_folder_with_splits(tmp_path):
     touch(tmp_path / "v", "train/run/1.mp4", "val/run/2.mp4", "test/jump/3.mp4")
     manifest, _ = run(tmp_path, "folder", [])
+    touch(tmp_path / "w", "train/run/1.mp4", "extra/run/2.mp4")
+    with pytest.raises(ValueError, match=r"'extra/run/2.mp4' is in no class folder of a split"):
+        convert("folder", tmp_path / "w", [], tmp_path / "other.csv")
     assert rows(manifest) == {
         "test/jump/3.mp4": ("test", "jump", None, None),
         "train/run/1.mp4": ("train", "run", None, None),
@@ -286,6 +289,12 @@ def test_mistakes_of_the_command_line(tmp_path):
         main([*common, "--annotations", str(lost)])
     with pytest.raises(ValueError, match="'nothing.csv' is not there"):
         main([*common, "--annotations", "nothing.csv"])
+    with pytest.raises(ValueError, match="kinetics needs --annotations FILE"):
+        main(common)
+    with pytest.raises(ValueError, match="must end in .csv or .parquet"):
+        convert("folder", tmp_path / "v", [], tmp_path / "m.txt")
+    with pytest.raises(ValueError, match="neither a manifest .* nor one of: moving_digits"):
+        main(["prepare", "clips", str(tmp_path)])
     with pytest.raises(ValueError, match="kinetics takes no option holdout; its options: classes"):
         main([*common, "--holdout=0.1,0.1", "--annotations", str(lost)])
     with pytest.raises(ValueError, match="has no column youtube_id"):

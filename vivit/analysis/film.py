@@ -13,7 +13,7 @@ from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
 from vivit.config import run_command, show_log
-from vivit.data.footage import open_file
+from vivit.data.footage import Limits, open_file
 from vivit.data.geometry import view
 from vivit.data.manifest import Clip
 from vivit.data.pipeline import Data
@@ -43,18 +43,22 @@ def _clips(run: Run, video: Path) -> tuple[list[np.ndarray], float]:
     """uint8 clips [F, H, W, 3] of the whole video, and the seconds from frame to frame."""
     source = Data(**run.config.data)
     sampling = source.sampler
-    footage = open_file(Clip(video.name, "", {}), video.parent, short_side=source.short_side)
+    if sampling.kind != "clip":
+        raise ValueError(f'the run samples "{sampling.kind}", which are no clips one after another')
+    limits = Limits(source.timeout_seconds, source.largest_frame)
+    clip = Clip(video.name, "", {})
+    footage = open_file(clip, video.parent, short_side=source.short_side, limits=limits)
     count, (frames, *size) = len(footage.times), run.model.clip
     step = footage.seconds / count
     stride = sampling.stride_frames
     if sampling.stride_seconds:
         stride = max(1, round(sampling.stride_seconds / step))
     span = frames * stride
-    if count < span:
+    if count < span - stride + 1:
         raise ValueError(f"{video} has {count} frames, fewer than a clip's {span}")
     extent = jnp.array([footage.height, footage.width])
     clips = []
-    for start in range(0, count - span + 1, span):
+    for start in range(0, count - span + stride, span):
         pictures = footage.read(np.arange(start, start + span, stride), None)
         seen = view(
             jnp.asarray(pictures),
@@ -85,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="the folder of a run")
     parser.add_argument("--video", required=True)
     parser.add_argument("--out", help="an .mp4 file; beside the run's checkpoints")
-    parser.add_argument("--split", default="test", help="a split of the run's data set")
+    parser.add_argument("--split", default="validation", help="any split of the run's data set")
     show_log()
     arguments = parser.parse_args(argv)
     out = arguments.out or f"{arguments.workdir}/{Path(arguments.video).stem}_overlay.mp4"

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import vivit.data.published
@@ -11,6 +12,7 @@ from vivit.data.check import check, table, write_findings, write_hashes
 from vivit.data.convert import FORMATS, convert
 from vivit.data.decode import LARGEST_FRAME
 from vivit.data.encode import WRITERS
+from vivit.data.files import is_uri
 from vivit.data.footage import Limits
 from vivit.data.guard import TIMEOUT
 from vivit.data.pictures import describe, write_page
@@ -60,7 +62,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _limits_arguments(command) -> None:
     command.add_argument("--root", help="where the paths begin; the manifest's folder")
-    command.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for a file")
+    command.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for ten of video")
     command.add_argument(
         "--largest-frame", type=int, default=LARGEST_FRAME, help="pixels of a frame to decode"
     )
@@ -81,6 +83,8 @@ def _check(arguments: argparse.Namespace) -> None:
     manifest = Path(arguments.manifest)
     root = arguments.root or manifest.parent
     limits = Limits(arguments.timeout, arguments.largest_frame)
+    if not is_uri(root) and not Path(root).is_dir():
+        raise ValueError(f"the data root {str(root)!r} is no folder; give the right --root")
     report = check(
         manifest, root=root, frames=arguments.frames, decode=arguments.decode, limits=limits
     )
@@ -92,6 +96,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.write_hashes:
         write_hashes(manifest, report, arguments.write_hashes)
         print(f"wrote {arguments.write_hashes}")
+    if report.leaks or not any(finding.frames for finding in report.findings):
+        sys.exit(1)  # no run should begin with this
 
 
 def _prepare_arguments(commands) -> None:
@@ -115,6 +121,11 @@ def _prepare_arguments(commands) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     if not arguments.source.endswith((".csv", ".parquet")):
+        if arguments.source not in BUILDERS:
+            raise ValueError(
+                f"{arguments.source!r} is neither a manifest (.csv, .parquet) nor one of: "
+                f"{', '.join(BUILDERS)}"
+            )
         folder = prepare(arguments.source, arguments.out)
         print(f"{arguments.source} is ready in {folder}")
         return

@@ -3,7 +3,6 @@
 Every file is opened and its frames are counted; with `decode` every frame is decoded too.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -106,14 +105,7 @@ def write_hashes(manifest: str | Path, report: Report, out: str | Path) -> None:
 
 
 def write_findings(path: Path, report: Report) -> None:
-    """JSON, or CSV with the clips that something is wrong with."""
-    if path.suffix != ".csv":
-        write_atomically(path, json.dumps(report.as_json(), indent=1) + "\n")
-        return
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["clip", "split", "kind", "message"])
-        writer.writerows([f.clip, f.split, f.kind, f.message] for f in report.findings if f.kind)
+    write_atomically(path, json.dumps(report.as_json(), indent=1) + "\n")
 
 
 def table(report: Report) -> str:

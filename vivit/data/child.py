@@ -55,8 +55,10 @@ def answer(shared: int, line: bytes) -> dict[str, Any]:
         values, data = FUNCTIONS[request["function"]](*source, **arguments)
     except decode.Damaged as error:
         return {"kind": error.kind, "error": str(error)}
-    except (OSError, MemoryError) as error:
-        kind = "unreadable" if isinstance(error, OSError) else "damaged"
+    except MemoryError:
+        return {"kind": "too large", "error": f"needs more than {MEMORY >> 30} GiB; cut it"}
+    except Exception as error:  # a mistake of ours, or a library's: it has a name
+        kind = "unreadable" if isinstance(error, OSError) else "crashed"
         return {"kind": kind, "error": f"{type(error).__name__}: {error}"}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -65,6 +65,11 @@ def convert(
     )
     if "videos" in takes:
         options["videos"] = videos
+    if not str(out).endswith((".csv", ".parquet")):
+        raise ValueError(f"{str(out)!r} must end in .csv or .parquet")
+    if bool(paths) == (format == "folder"):
+        needs = "takes no annotation files" if paths else "needs --annotations FILE ..."
+        raise ValueError(f"{format} {needs}")
     entries, classes = reader(paths, **options)
     if not entries:
         raise ValueError(f"the annotation files of {format} hold no clips")

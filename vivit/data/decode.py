@@ -28,11 +28,18 @@ TIMED_CONTAINERS = ("mov", "matroska")
 TIMED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4", "prores")
 
 
+KINDS = (  # what can be wrong with a clip, as numbers that fit into a batch
+    "damaged", "missing", "outside", "not a file", "unreadable", "audio only", "too short",
+    "too large", "crashed", "timed out", "unsupported",
+)  # fmt: skip
+
+
 class Damaged(ValueError):
-    """A clip that can't be read. kind: a word of the check's report; the message says more."""
+    """A clip that can't be read. kind: one of KINDS; the message says more."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
+        assert kind in KINDS, kind
         self.kind = kind
 
 

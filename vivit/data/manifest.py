@@ -187,7 +187,7 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
 def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> dict[str, Classes]:
     """From the file beside the manifest, or else from the values that there are."""
     beside = classes_path(path)
-    told = json.loads(beside.read_text()) if beside.exists() else {}
+    told = _read_classes(beside) if beside.exists() else {}
     classes = {}
     for label in labels:
         values = {row[label] for row in rows} - {""}
@@ -213,6 +213,16 @@ def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> d
             names = tuple(sorted(values))
             classes[label] = Classes(names, mirror_names(names))
     return classes
+
+
+def _read_classes(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+        if all(isinstance(told[label]["names"], list) for label in told):
+            return told
+    except (json.JSONDecodeError, TypeError, KeyError, IndexError):
+        pass
+    raise ValueError(f'{path} is not as it must be: {{"label": {{"names": ["first", ...]}}}}')
 
 
 def _number(text: str) -> float | None:

@@ -68,7 +68,7 @@ def describe(folder: str | Path, *, sheet: str | Path | None = None, label: str 
         lines.append(
             f"frames: up to {width} x {height} pixels, short side at least {metadata['smallest']}"
         )
-        lines.append(f"left out as damaged: {metadata['skipped']} (skipped.csv)")
+        lines.append(f"left out: {metadata['skipped']} (skipped.csv)")
     shown: list[tuple[str, Footage]] = []
     for name, split in info.splits.items():
         size = sum(path.stat().st_size for path in home.glob(f"**/*-{name}.array_record*"))
@@ -119,7 +119,7 @@ def _tile(frame: np.ndarray) -> Image.Image:
 
 
 def _thumbnail(clip: Clip, root: str | Path) -> str:
-    """The first frame that can be had of a clip, however bad it is."""
+    """The middle frame, where it can be had."""
     try:
         footage = open_file(clip, root, short_side=TILE, limits=Limits(timeout=10.0))
         frame = footage.read(np.array([len(footage.times) // 2]), None)[0]

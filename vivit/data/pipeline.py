@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vivit.data.decode import LARGEST_FRAME, Damaged
+from vivit.data.decode import KINDS, LARGEST_FRAME, Damaged
 from vivit.data.footage import Footage, Limits
 from vivit.data.memory import keep_freed_memory
 from vivit.data.sampling import Sampling
@@ -22,12 +22,6 @@ log = logging.getLogger(__name__)
 # positions uint32 [B]: of the examples in the order of training, for what they draw.
 Batch = dict[str, np.ndarray]
 ATTEMPTS = 8  # clips tried for one example, of which all but the last are damaged
-KINDS = (  # what can be wrong with a clip, as numbers that fit into a batch
-    "damaged", "missing", "outside", "not a file", "unreadable", "audio only", "too short",
-    "too large", "crashed", "timed out", "unsupported",
-)  # fmt: skip
-
-
 PASSING = ("timed out", "crashed", "unreadable")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vivit.config import locked, write_atomically
+from vivit.data.files import is_uri
 from vivit.data.manifest import Clip, raise_all, read_manifest
 from vivit.data.shards import SHARD_BYTES, assemble, finish, plan_shards, splits_of, tidy
 from vivit.data.staging import Plan, Spec, read_json, stage
@@ -49,7 +50,7 @@ def prepare_manifest(
     root: where the paths begin; the manifest's folder. name: the manifest's name.
     bad_share: of clips that may be left out as damaged; they are listed in skipped.csv.
     allow_shared: whether two splits may hold the same clip. run: see `run_here`.
-    ValueError, before anything is encoded, if the manifest is wrong or the disk too small.
+    ValueError if the manifest is wrong or, after a few clips, the disk too small.
     """
     path = Path(manifest)
     name = name or path.stem.lower().replace("-", "_").replace(".", "_")
@@ -57,6 +58,8 @@ def prepare_manifest(
         raise ValueError(f"{name!r} can't name a TFDS data set: use --name=lower_case_words")
     rows = read_manifest(path)
     plan = Plan(rows, Path(root) if root else path.parent, Path(out) / name, spec)
+    if not is_uri(plan.root) and not plan.root.is_dir():
+        raise ValueError(f"the data root {str(plan.root)!r} is no folder; give the right --root")
     with locked(plan.folder):
         if plan.final.exists():
             _require_same(plan.final / "plan.json", plan)
@@ -113,6 +116,8 @@ def _require_same(path: Path, plan: Plan) -> None:
 
 def _begin(plan: Plan) -> None:
     path = plan.staging / "plan.json"
+    if path.exists() and not any(plan.staging.glob("clips/*/*.clip")):
+        shutil.rmtree(plan.staging)  # nothing was done that could be lost
     if path.exists():
         _require_same(path, plan)
         staged = list((plan.staging / "clips").glob("*/*.json"))
@@ -168,8 +173,8 @@ def _check_bad(plan: Plan, metas: list[dict], bad_share: float) -> None:
     if len(bad) == len(clips) or len(bad) > bad_share * len(clips):
         lines = [f"{clip.name}: {meta['error']}" for clip, meta in bad]
         raise_all(
-            f"{len(bad)} of {len(clips)} clips can't be read ({told}), more than "
-            f"--bad-share={bad_share:g}; see python -m vivit.data check",
+            f"{len(bad)} of {len(clips)} clips below {plan.root} can't be read ({told}), more "
+            f"than --bad-share={bad_share:g}; is --root right? See python -m vivit.data check",
             lines,
         )
     lost = [s for s in splits_of(plan.manifest) if all(c.split != s for c in _good(plan, metas))]
@@ -189,7 +194,7 @@ def _shared(plan: Plan, metas: list[dict]) -> list[str]:
     for clip, meta in zip(plan.manifest.clips, metas, strict=True):
         if "error" in meta:
             continue
-        other = seen.setdefault(meta["sha256"], clip)
+        other = seen.setdefault(meta["content"], clip)
         if other.split != clip.split:
             problems.append(f"{other.name} ({other.split}) is {clip.name} ({clip.split})")
     return problems

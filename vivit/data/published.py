@@ -232,7 +232,10 @@ def folder(
     """
     paths = videos_below(videos)
     splits = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-    by_split = all(Path(p).parts[0].lower() in splits and len(Path(p).parts) > 2 for p in paths)
+    odd = [p for p in paths if Path(p).parts[0].lower() not in splits or len(Path(p).parts) < 3]
+    by_split = not odd
+    if odd and len(odd) < len(paths):
+        raise ValueError(f"{odd[0]!r} is in no class folder of a split, as other files are")
     flat = [p for p in paths if len(Path(p).parts) < 2]
     if flat:
         raise ValueError(f"{flat[0]!r} is in no class folder; put the files into one a class")

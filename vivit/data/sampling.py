@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from vivit.data.decode import TOLERANCE
 from vivit.registry import Registry
 
 Times = Float[np.ndarray, " n"]  # seconds, ascending, from the first frame's 0
 Frames = Int[np.ndarray, " F"]
-
-TOLERANCE = 6e-4  # seconds
 
 SHORT: Registry[Callable[[np.ndarray, int], np.ndarray]] = Registry("rule for short videos")
 SHORT.add("wrap", lambda frames, count: frames % count)  # begin again, as DMVR does
@@ -93,7 +92,7 @@ class Sampling:
     def __post_init__(self) -> None:
         KINDS[self.kind]
         SHORT[self.short]
-        if self.stride_frames < 1 or (self.stride_seconds or 1) <= 0:
+        if self.stride_frames < 1 or (self.stride_seconds is not None and self.stride_seconds <= 0):
             raise ValueError(
                 f"sampling.stride_frames={self.stride_frames} and "
                 f"stride_seconds={self.stride_seconds} must be positive"

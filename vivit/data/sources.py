@@ -135,8 +135,9 @@ def open_split(
 def find(name: str, root: str | Path) -> Path:
     """The newest version's folder of a data set. ValueError where there is none."""
     versions = list(Path(root, name).glob("[0-9]*.[0-9]*.[0-9]*"))
-    versions += list(Path(root, name).glob("*/[0-9]*.[0-9]*.[0-9]*"))  # of a TFDS builder's config
-    versions = [path for path in versions if path.parent.name != "incomplete"]
+    for path in Path(root, name).glob("*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json"):
+        if json.loads(path.read_text()).get("name") == name:  # of a TFDS builder's config
+            versions.append(path.parent)
     if versions:
         return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     if name in BUILDERS:
@@ -306,17 +307,20 @@ def _check(folder: Path) -> tfds.core.DatasetBuilder:
             for name, shard in told.items():
                 path = folder / name
                 size = path.stat().st_size if path.exists() else None
-                if size != shard["bytes"]:
+                if size is None:
+                    problems.append(f"no {name}")
+                elif size != shard["bytes"]:
                     problems.append(f"{name} has {size} of {shard['bytes']} bytes")
         else:
             for split in builder.info.splits:
                 problems += _split_problems(builder, split)
         if not problems:
             return builder
+    name = folder.parent.name
     raise ValueError(
         f"the data set in {str(folder)!r} is not complete ({'; '.join(problems)}); "
         f"move that folder away and run: python -m vivit.data prepare "
-        f"{folder.parent.name} {folder.parent.parent}"
+        f"{name if name in BUILDERS else 'MANIFEST'} {folder.parent.parent}"
     )
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from vivit.config import write_atomically
 from vivit.data import guard, tfrecord
-from vivit.data.decode import Damaged
+from vivit.data.decode import TOLERANCE, Damaged
 from vivit.data.encode import CLOCK, WRITERS
 from vivit.data.files import fetch, locate
 from vivit.data.footage import Limits, index_of, ticks_of
 from vivit.data.manifest import Clip, Manifest
-from vivit.data.sampling import TOLERANCE, frames_shown
+from vivit.data.sampling import frames_shown
 
 VERSION = "1.0.0"
 QUALITY = {"h264": 20, "jpeg": 90, "raw": 0}  # x264's constant rate factor; JPEG's quality
@@ -39,6 +39,10 @@ class Spec:
             raise ValueError(f"unknown format {self.format!r}; known: {', '.join(WRITERS)}")
         if self.short_side < 2 or (self.fps is not None and self.fps <= 0):
             raise ValueError(f"short_side={self.short_side} and fps={self.fps} must be positive")
+
+        low, high = {"h264": (0, 51), "jpeg": (1, 100), "raw": (0, 0)}[self.format]
+        if self.quality is not None and not low <= self.quality <= high:
+            raise ValueError(f"quality={self.quality} of {self.format} is not in {low} .. {high}")
 
     @property
     def has_frames(self) -> bool:
@@ -126,6 +130,7 @@ def encode_clip(clip: Clip, root: str | Path, spec: Spec) -> tuple[dict[str, Any
         "seconds": seconds,
         "bytes": len(view),
         "sha256": hashlib.sha256(view).hexdigest(),
+        "content": hashlib.sha256(f"{ticks} {values}".encode() + view).hexdigest(),
     }
     return meta, view
 
