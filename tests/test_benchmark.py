@@ -85,3 +85,20 @@ def test_every_suite_asks_for_what_there_is(name):
         else:
             PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
             assert case["kernel"] in KERNELS
+
+
+def test_the_suite_of_data_measures_each_format_at_two_numbers_of_workers():
+    names = [benchmark.name_of(case) for case in benchmark.SUITES["data"]()]
+    assert len(names) == len(set(names)) == 8
+    assert "raw_square, 2 workers" in names
+
+
+@pytest.mark.slow
+def test_a_case_of_data_is_measured(monkeypatch, tmp_path):
+    from vivit import benchmark_data
+
+    monkeypatch.setattr(benchmark_data, "SEGMENTS", 9)
+    monkeypatch.setattr(benchmark_data, "BATCHES", {"jpeg": 1})
+    monkeypatch.setattr(benchmark_data.tempfile, "gettempdir", lambda: str(tmp_path))
+    result = benchmark_data.measure({"kind": "data", "data": "jpeg", "workers": 0}, repeats=1)
+    assert 0 < result["share_of_limit"] < 1.5

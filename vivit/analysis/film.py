@@ -18,12 +18,14 @@ from vivit.data.geometry import view
 from vivit.data.manifest import Clip
 from vivit.data.pipeline import Data
 
+SHOWN = 256  # pixels in height that small clips are enlarged to
+
 
 def write_film(workdir: str | Path, video: str | Path, out: str | Path, *, split: str) -> Path:
     """Writes an MP4 of a video with attention rollout over it, clip by clip; returns its path.
 
-    The clips are those of the run's sampling, one after another over the whole video, each seen in
-    its centre crop; above stands the plain frame, below it the frame with the heat.
+    The clips have the stride of the run's sampling and follow each other over the whole video, each
+    seen in its centre crop; above stands the plain frame, below it the frame with the heat.
     """
     run = open_run(workdir, split=split)
     clips, seconds = _clips(run, Path(video))
@@ -33,8 +35,10 @@ def write_film(workdir: str | Path, video: str | Path, out: str | Path, *, split
         heat = heat_on_frames(
             np.asarray(rollout(maps))[0], grid=run.model.grid, clip=run.model.clip
         )
-        frames += list(clip)
-        rows += list(overlay(clip, heat))
+        scale = max(1, SHOWN // clip.shape[1])
+        enlarge = lambda x, n=scale: x.repeat(n, axis=1).repeat(n, axis=2)
+        frames += list(enlarge(clip))
+        rows += list(enlarge(overlay(clip, heat)))
     _write(Path(out), [np.concatenate(pair) for pair in zip(frames, rows, strict=True)], seconds)
     return Path(out)
 

@@ -213,7 +213,8 @@ def _opened(
             context.options = {"err_detect": "explode", "max_pixels": str(largest_frame)}
             yield container, stream  # pyright: ignore[reportReturnType]
     except (av.error.FFmpegError, EOFError, OverflowError, MemoryError, UnicodeError) as error:
-        raise Damaged("damaged", f"{type(error).__name__}: {error}") from error
+        told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise Damaged("damaged", told) from error
     except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, Damaged):
             raise
