@@ -16,6 +16,7 @@ from tests.data.films import film, number_of, turned
 from vivit.data import prepare as prepare_module
 from vivit.data import shards, staging
 from vivit.data.__main__ import main
+from vivit.data.check import check
 from vivit.data.decode import Damaged
 from vivit.data.manifest import Classes, Clip, Manifest, read_manifest, write_manifest
 from vivit.data.pictures import describe
@@ -212,6 +213,34 @@ def test_what_failed_is_tried_again(videos, tmp_path):
     moved.rename(root / "train/up/0.mp4")
     prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.0)
     assert len(open_split("films", tmp_path / "out", split="train", label="label")) == 10
+
+
+def test_a_kill_after_the_last_shard_loses_nothing(videos, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_manifest(videos / "films.csv", tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(staging, "encode_clip", stop)
+    prepare_manifest(videos / "films.csv", tmp_path)
+    assert len(open_split("films", tmp_path, split="train", label="label")) == 10
+
+
+def test_files_behind_a_uri(videos, tmp_path):
+    import fsspec
+
+    rows = read_manifest(videos / "films.csv")
+    for clip in rows.clips:
+        fsspec.filesystem("memory").pipe(f"/films/{clip.path}", (videos / clip.path).read_bytes())
+    write_manifest(tmp_path / "m.csv", rows)
+    prepare_manifest(tmp_path / "m.csv", tmp_path / "out", root="memory://films")
+    direct = open_split(str(tmp_path / "m.csv"), "memory://films", split="train", label="label")
+    for data in (direct, open_split("m", tmp_path / "out", split="train", label="label")):
+        numbers = np.array([9, 2])
+        assert [number_of(x) for x in data.reader.open(4).read(numbers, None)] == [9, 2]
+    assert check(tmp_path / "m.csv", root="memory://films").kinds == {}
 
 
 def test_a_kill_after_the_last_name_leaves_nothing_behind(videos, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from vivit.data.check import check, table, write_findings, write_hashes
 from vivit.data.convert import FORMATS, convert
 from vivit.data.decode import LARGEST_FRAME
 from vivit.data.encode import WRITERS
-from vivit.data.files import is_uri
+from vivit.data.files import data_root
 from vivit.data.footage import Limits
 from vivit.data.guard import TIMEOUT
 from vivit.data.pictures import describe, write_page
@@ -81,10 +81,8 @@ def _check_arguments(commands) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     manifest = Path(arguments.manifest)
-    root = arguments.root or manifest.parent
+    root = data_root(arguments.root, manifest)
     limits = Limits(arguments.timeout, arguments.largest_frame)
-    if not is_uri(root) and not Path(root).is_dir():
-        raise ValueError(f"the data root {str(root)!r} is no folder; give the right --root")
     report = check(
         manifest, root=root, frames=arguments.frames, decode=arguments.decode, limits=limits
     )

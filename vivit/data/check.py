@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vivit.config import write_atomically
 from vivit.data import guard, tfrecord
 from vivit.data.decode import Damaged
-from vivit.data.files import fetch, is_uri, locate
+from vivit.data.files import data_root, fetch, is_uri, locate
 from vivit.data.footage import Footage, Limits, open_file
 from vivit.data.manifest import UNLABELLED, Clip, Manifest, read_manifest, write_manifest
 
@@ -81,7 +81,7 @@ def check(
     frames: fewer than these make a clip too short. decode: whether to decode all its frames.
     """
     rows = read_manifest(manifest)
-    base = Path(root) if root else Path(manifest).parent
+    base = data_root(root, manifest)
     probe = lambda clip: _probe(clip, base, frames, decode, limits)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(probe, rows.clips)
@@ -132,7 +132,7 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _probe(clip: Clip, root: Path, frames: int, decode: bool, limits: Limits) -> Finding:
+def _probe(clip: Clip, root: str, frames: int, decode: bool, limits: Limits) -> Finding:
     finding = Finding(clip.name, clip.split)
     try:
         if not tfrecord.is_record(clip.path):

@@ -17,6 +17,14 @@ def is_uri(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def data_root(root: str | Path | None, manifest: str | Path) -> str:
+    """A folder or a URI where paths begin; the manifest's folder, where none is given."""
+    base = str(Path(manifest).parent if root is None else root)
+    if not is_uri(base) and not os.path.isdir(base):
+        raise ValueError(f"the data root {base!r} is no folder; give the right --root")
+    return base
+
+
 def locate(root: str | Path, path: str) -> str:
     """The path of a regular file below `root`, links resolved; of a URI below it, the URI.
 

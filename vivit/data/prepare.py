@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vivit.config import locked, write_atomically
-from vivit.data.files import is_uri
+from vivit.data.files import data_root, is_uri
 from vivit.data.manifest import Clip, raise_all, read_manifest
 from vivit.data.shards import SHARD_BYTES, assemble, finish, plan_shards, splits_of, tidy
 from vivit.data.staging import Plan, Spec, read_json, stage
@@ -57,9 +57,7 @@ def prepare_manifest(
     if not name.isidentifier() or not name.islower():
         raise ValueError(f"{name!r} can't name a TFDS data set: use --name=lower_case_words")
     rows = read_manifest(path)
-    plan = Plan(rows, Path(root) if root else path.parent, Path(out) / name, spec)
-    if not is_uri(plan.root) and not plan.root.is_dir():
-        raise ValueError(f"the data root {str(plan.root)!r} is no folder; give the right --root")
+    plan = Plan(rows, data_root(root, path), Path(out) / name, spec)
     with locked(plan.folder):
         if plan.final.exists():
             _require_same(plan.final / "plan.json", plan)
@@ -101,7 +99,8 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     spec = asdict(plan.spec)
     del spec["limits"]
     digest = hashlib.sha256((clips + json.dumps(classes)).encode()).hexdigest()
-    root = hashlib.sha256(os.fsencode(plan.root.resolve())).hexdigest()
+    place = plan.root if is_uri(plan.root) else os.path.realpath(plan.root)
+    root = hashlib.sha256(os.fsencode(place)).hexdigest()
     count = len(plan.manifest.clips)
     return {"manifest": digest, "root": root, "clips": count, "spec": spec}
 
@@ -116,12 +115,13 @@ def _require_same(path: Path, plan: Plan) -> None:
 
 def _begin(plan: Plan) -> None:
     path = plan.staging / "plan.json"
-    if path.exists() and not any(plan.staging.glob("clips/*/*.clip")):
+    decided = (plan.staging / "shards.json").exists()  # then clips go as their shards come
+    if path.exists() and not decided and not any(plan.staging.glob("clips/*/*.clip")):
         shutil.rmtree(plan.staging)  # nothing was done that could be lost
     if path.exists():
         _require_same(path, plan)
         staged = list((plan.staging / "clips").glob("*/*.json"))
-        if not (plan.staging / "shards.json").exists():  # what could not be read is tried again
+        if not decided:  # what could not be read is tried again
             for failed in [path for path in staged if "error" in read_json(path)]:
                 failed.unlink()
                 staged.remove(failed)

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vivit.data.decode import Damaged
+from vivit.data.files import data_root
 from vivit.data.footage import Footage, Limits, Window, open_file
 from vivit.data.manifest import UNLABELLED, Classes, Clip, mirror_names, read_manifest
 from vivit.data.moving_digits import MovingDigits
@@ -184,7 +185,7 @@ class Files:
     """Rows of a manifest, read from their files."""
 
     clips: Sequence[Clip]
-    root: Path
+    root: str
     short_side: int
     limits: Limits
 
@@ -234,7 +235,7 @@ def _open_manifest(
     classes = manifest.classes[label]
     told = [[clip.__dict__ for clip in clips], classes.names, classes.flip]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    reader = Files(clips, Path(root), short_side, limits)
+    reader = Files(clips, data_root(root, path), short_side, limits)
     largest, smallest = reader.measure()
     return Split(
         reader=reader,

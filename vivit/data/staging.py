@@ -54,7 +54,7 @@ class Plan:
     """What is to be done: the rows, the spec, and where things are."""
 
     manifest: Manifest
-    root: Path
+    root: str
     folder: Path  # OUT/NAME
     spec: Spec
 
