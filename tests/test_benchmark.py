@@ -82,6 +82,8 @@ def test_every_suite_asks_for_what_there_is(name):
             vivit.build({**case["model"], "kernel": "chunked", "dtype": "bfloat16"})
         elif case["kind"] == "weights":
             assert case["form"] in WRITERS
+        elif case["kind"] == "data":
+            assert case["data"] in benchmark.benchmark_data.SPECS
         else:
             PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
             assert case["kernel"] in KERNELS
