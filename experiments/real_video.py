@@ -57,12 +57,7 @@ def cut_clips(films: list[Path], folder: Path) -> Path:
                         ordered = chosen if direction == "forward" else chosen[::-1]
                         write_clip(folder / path, ordered)
                         rows.append([path, split, direction, f"{speed}x"])
-    with open(f"{manifest}.part", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "split", "direction", "speed"])
-        writer.writerows(rows)
-    Path(f"{manifest}.part").replace(manifest)
-    return manifest
+    return write_rows(manifest, [["path", "split", "direction", "speed"], *rows])
 
 
 def read_film(path: Path) -> Iterator[np.ndarray]:
@@ -85,6 +80,14 @@ def write_clip(path: Path, frames: list[np.ndarray]) -> None:
         file.mux(stream.encode(None))
 
 
+def write_rows(manifest: Path, rows: list[list]) -> Path:
+    """Last, and at once: where a manifest is, its clips are."""
+    part = Path(f"{manifest}.part")
+    with open(part, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return part.replace(manifest)
+
+
 def digits_clips(data: Path, folder: Path) -> Path:
     """The moving digits as video files with a manifest, from the prepared data set."""
     manifest = folder / "digits_video.csv"
@@ -101,12 +104,7 @@ def digits_clips(data: Path, folder: Path) -> Path:
             path = Path(split, f"{i // 1000:03d}", f"{i:05d}.mp4")
             write_clip(folder / path, list(clip))
             rows.append([path, split, motions[record["motion"]]])
-    with open(f"{manifest}.part", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "split", "motion"])
-        writer.writerows(rows)
-    Path(f"{manifest}.part").replace(manifest)
-    return manifest
+    return write_rows(manifest, [["path", "split", "motion"], *rows])
 
 
 def run(*words: object) -> None:

@@ -1,11 +1,14 @@
 """Shards of a prepared data set, and what TFDS wants beside them."""
 
+import csv
+import functools
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +112,16 @@ def finish(plan: Plan, metas: list[dict], shards: list[dict]) -> None:
     _write_info(plan, metas, shards, metadata, frames=False)
     if plan.spec.has_frames:
         _write_info(plan, metas, shards, {}, frames=True)
-    lines = [["id", "clip", "kind", "error"], *skipped]
-    write_atomically(
-        staging / "skipped.csv", "".join(",".join(map(_quoted, x)) + "\n" for x in lines)
-    )
+    listed = io.StringIO()
+    writer = csv.writer(listed, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerows([["id", "clip", "kind", "error"], *skipped])
+    write_atomically(staging / "skipped.csv", listed.getvalue())
     os.replace(staging, plan.final)
     tidy(plan)
 
 
-def clip_features(labels: Iterable[str], spec: Spec) -> tfds.features.FeaturesDict:
+@functools.cache  # they are asked for with every record
+def clip_features(labels: tuple[str, ...], spec: Spec) -> tfds.features.FeaturesDict:
     """What a clip's record holds. ticks: int64 little-endian, 1/90000 s; first_frame: its number
     among the frames of its split."""
     own = {"video": OPAQUE} if not spec.has_frames else {"first_frame": NUMBER}
@@ -126,6 +130,7 @@ def clip_features(labels: Iterable[str], spec: Spec) -> tfds.features.FeaturesDi
     return tfds.features.FeaturesDict({**texts, **numbers, **dict.fromkeys(labels, NUMBER), **own})
 
 
+@functools.cache
 def frame_features(spec: Spec) -> tfds.features.FeaturesDict:
     if spec.format == "jpeg":
         image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
@@ -139,7 +144,7 @@ def splits_of(manifest: Manifest) -> list[str]:
 
 def _clip_record(plan: Plan, i: int, meta: dict, data: bytes, first_frame: int) -> bytes:
     clip, spec = plan.manifest.clips[i], plan.spec
-    features = clip_features(plan.manifest.classes, spec)
+    features = clip_features(tuple(plan.manifest.classes), spec)
     own = {"video": data} if not spec.has_frames else {"first_frame": first_frame}
     values = {
         "id": clip.id.encode(),
@@ -200,16 +205,11 @@ def tidy(plan: Plan) -> None:
     (plan.final / "shards.json").unlink(missing_ok=True)
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
 def _write_info(
     plan: Plan, metas: list[dict], shards: list[dict], metadata: dict, *, frames: bool
 ) -> None:
-    features = (
-        frame_features(plan.spec) if frames else clip_features(plan.manifest.classes, plan.spec)
-    )
+    labels = tuple(plan.manifest.classes)
+    features = frame_features(plan.spec) if frames else clip_features(labels, plan.spec)
     info = _builder(plan, features, metadata, frames=frames).info
     folder = plan.staging / "frames" if frames else plan.staging
     found = []

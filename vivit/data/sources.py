@@ -20,12 +20,11 @@ from vivit.data.footage import Footage, Limits, Window, open_file
 from vivit.data.manifest import UNLABELLED, Classes, Clip, mirror_names, read_manifest
 from vivit.data.moving_digits import MovingDigits
 from vivit.data.prepared import Prepared
-from vivit.data.tfds_videos import TfdsVideos, allow_video_features, video_key
+from vivit.data.tfds_videos import RATE, TfdsVideos, allow_video_features, video_key
 from vivit.registry import Registry
 
 BUILDERS: Registry[Callable[..., tfds.core.DatasetBuilder]] = Registry("data set")
 BUILDERS.add("moving_digits", MovingDigits)
-RATE = 25.0  # frames a second of clips that are kept without times
 
 
 @runtime_checkable

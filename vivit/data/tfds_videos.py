@@ -13,7 +13,7 @@ from vivit.data.decode import Damaged
 from vivit.data.footage import Footage, Limits, from_jpegs
 from vivit.data.prepared import open_records, read_example
 
-RATE = 25.0  # frames a second: tfds's Video keeps pictures without times
+RATE = 25.0  # frames a second of clips that are kept without times, as tfds's Video is
 
 
 @contextmanager
