@@ -11,8 +11,9 @@ import pytest
 import vivit
 from tests.conftest import ROOT, TINY
 from vivit.checkpoint import Checkpoints
-from vivit.config import claim_workdir, differences, locked, read_config, read_workdir
+from vivit.config import claim_workdir, differences, read_config, read_workdir
 from vivit.evaluate import restore
+from vivit.io import locked
 from vivit.plan import plan_stages
 from vivit.train import main, train
 

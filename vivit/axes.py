@@ -18,3 +18,7 @@ ValueGrid = Float[Array, "B T S g c"]  # its values
 MixedGrid = Float[Array, "B T S h c"]  # what attention makes of them
 Logits = Float[Array, "B classes"]
 Labels = Int[Array, " B"]
+
+# Axes of the device mesh. DATA and FSDP split the clips, SEQUENCE splits the tokens of each clip.
+DATA, FSDP, SEQUENCE = "data", "fsdp", "sequence"
+MESH_AXES = (DATA, FSDP, SEQUENCE)

@@ -29,9 +29,10 @@ import numpy as np
 import vivit
 from vivit import benchmark_data, pretrained
 from vivit.attention import KERNELS, PATTERNS
-from vivit.config import run_command, write_atomically
+from vivit.cli import run_command
 from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
+from vivit.io import write_atomically
 from vivit.pretrained.export import WRITERS
 from vivit.registry import Registry
 

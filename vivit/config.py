@@ -1,20 +1,16 @@
 """Configs from command lines and files, and the folder of a run that keeps its config."""
 
 import argparse
-import fcntl
 import importlib
 import json
-import logging
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from vivit.io import write_atomically
 
 
 def parse(
@@ -35,20 +31,6 @@ def parse(
             parser.error(f"{rest[0]} needs --config=FILE")
         return arguments, None
     return arguments, read_config(arguments.config, rest)
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command line; a user's mistake is one line on standard error, and exit 1."""
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def show_log() -> None:
-    """Shows on standard error what vivit logs, such as what "auto" chose. For command lines."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("vivit").setLevel(logging.INFO)
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
@@ -126,19 +108,6 @@ def read_workdir(workdir: str | Path) -> FrozenConfigDict:
     return config
 
 
-@contextmanager
-def locked(workdir: str | Path) -> Iterator[None]:
-    """Holds the folder for one process, as two would mix their checkpoints. The OS frees it."""
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {workdir}") from None
-        yield
-
-
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """Lines "key: old -> new" for all that differs between two nested mappings."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -150,14 +119,3 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         ]
         return [line for part in lines for line in part]
     return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 import vivit
-from vivit.config import import_modules, parse, run_command
+from vivit.cli import run_command
+from vivit.config import import_modules, parse
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.model import SIZES, ViViT
 from vivit.optim import make_optimizer

@@ -15,10 +15,12 @@ import numpy as np
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import read_workdir, run_command, show_log, write_atomically
+from vivit.cli import run_command, show_log
+from vivit.config import read_workdir
 from vivit.data.pipeline import Batch, Batches, Data
 from vivit.data.sources import Split
 from vivit.data.views import Views
+from vivit.io import write_atomically
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel_here

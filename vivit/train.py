@@ -23,20 +23,14 @@ from tqdm import tqdm
 import vivit
 from vivit.attention import KERNELS
 from vivit.checkpoint import Checkpoints
-from vivit.config import (
-    claim_workdir,
-    import_modules,
-    locked,
-    parse,
-    run_command,
-    show_log,
-    write_atomically,
-)
+from vivit.cli import run_command, show_log
+from vivit.config import claim_workdir, import_modules, parse
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.data.augment import Augment
 from vivit.data.pipeline import Data
 from vivit.data.views import Views
 from vivit.evaluate import check_batch_size, check_split, local_batches, score
+from vivit.io import locked, write_atomically
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel

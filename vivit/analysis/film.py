@@ -12,7 +12,7 @@ from vivit.analysis.capture import capture
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
-from vivit.config import run_command, show_log
+from vivit.cli import run_command, show_log
 from vivit.data.footage import Limits, open_file
 from vivit.data.geometry import view
 from vivit.data.manifest import Clip

@@ -27,8 +27,9 @@ from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
 from vivit.attention import PATTERNS
-from vivit.config import run_command, show_log, write_atomically
+from vivit.cli import run_command, show_log
 from vivit.evaluate import add_run_arguments, evaluate, evaluation_path
+from vivit.io import write_atomically
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
 

@@ -5,7 +5,7 @@ and sums are float32 whatever the inputs are; the result has the dtype of the va
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from vivit.attention.demand import Demand
 from vivit.attention.dropout import WeightDropout, dropout_factors
 from vivit.attention.fused import attend_fused, why_not_fused
 from vivit.attention.ring import attend_by_all_to_all, attend_in_ring
-from vivit.registry import OptionRegistry
+from vivit.registry import OptionRegistry, Options
 
 Queries: TypeAlias = Float[Array, "*sets n h k"]
 Keys: TypeAlias = Float[Array, "*sets m g k"]  # h is a multiple of g, the heads of keys and values
@@ -39,7 +39,7 @@ class Kernel:
     why_not: demand -> why it can't be met here, or "" where it can.
     over_devices: whether it splits sets over the devices of a mesh, and runs only within one.
     softmax: whether it equals `dense`, so that another such kernel may stand in for it.
-    settings: keyword arguments that a config may give in its name, with their defaults.
+    options: keyword arguments that a config may give in its name, with their defaults.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Kernel:
     why_not: Callable[[Demand], str]
     over_devices: bool = False
     softmax: bool = True
-    settings: Mapping[str, int] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
 
     def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-        return self.attend(q, k, v, **self.settings, **options)
+        return self.attend(q, k, v, **self.options, **options)
 
     def check(self, demand: Demand, *, pattern: str) -> None:
         reason = self.why_not(demand)
@@ -61,7 +61,7 @@ class Kernel:
             )
 
 
-KERNELS: OptionRegistry[Kernel] = OptionRegistry("attention kernel", field="settings")
+KERNELS: OptionRegistry[Kernel] = OptionRegistry("attention kernel")
 
 
 def kernel(
@@ -70,12 +70,12 @@ def kernel(
     why_not: Callable[[Demand], str] = lambda demand: "",
     over_devices: bool = False,
     softmax: bool = True,
-    **settings: int,
+    **options: int,
 ):
     """Registers the decorated function as a kernel; any config may then name it."""
 
     def register(attend):
-        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax, settings))
+        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax, Options(options)))
         return attend
 
     return register

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from vivit.attention.kernels import Kernel
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
-from vivit.registry import OptionRegistry
+from vivit.registry import OptionRegistry, Options
 
 # What a pattern may ask to be told, by a keyword-only argument of that name.
 TOLD = ("space", "layer", "values")
@@ -62,7 +62,7 @@ class Pattern:
     tied_class_token: bool = False
     over_devices: bool = True
     follows_places: bool = False
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
 
     def __call__(
         self, q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, **told: Any
@@ -101,7 +101,7 @@ def pattern(name: str, *, axes: str = "ts", **known: Any):
             for name, default in _keywords(mix).items()
             if default is not inspect.Parameter.empty and name not in TOLD
         }
-        PATTERNS.add(name, Pattern(name, mix, axes, options=options, **known))
+        PATTERNS.add(name, Pattern(name, mix, axes, options=Options(options), **known))
         return mix
 
     return register

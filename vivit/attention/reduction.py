@@ -5,7 +5,7 @@ source[r] @ tokens. It keeps the grid's book: `vivit.analysis` puts maps of redu
 the places that they came from. Reductions work within each step, so steps stay what they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vivit.axes import Grid, NewGrid
-from vivit.registry import OptionRegistry
+from vivit.registry import OptionRegistry, Options
 
 Source = Float[Array, "B T R S"]
 Sizes = Float[Array, "B T S"]
@@ -36,7 +36,7 @@ class Reduction:
     left: Callable[..., int]
     each_layer: bool = False
     slots: bool = False
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
 
 
 REDUCTIONS: OptionRegistry[Reduction] = OptionRegistry("reduction")
@@ -63,7 +63,9 @@ def token_learner(scores: Float[Array, "B T S R"]) -> Source:
 
 REDUCTIONS.add(
     "token_learner",
-    Reduction("token_learner", token_learner, _keep_tokens, slots=True, options={"tokens": 8}),
+    Reduction(
+        "token_learner", token_learner, _keep_tokens, slots=True, options=Options({"tokens": 8})
+    ),
 )
 
 
@@ -81,7 +83,7 @@ def random_dropping(key: Array, shape: tuple[int, int, int], *, tokens: int) -> 
 
 REDUCTIONS.add(
     "random_dropping",
-    Reduction("random_dropping", random_dropping, _keep_tokens, options={"tokens": 8}),
+    Reduction("random_dropping", random_dropping, _keep_tokens, options=Options({"tokens": 8})),
 )
 
 
@@ -135,7 +137,11 @@ def _after_merging(places: int, layer: int, *, remove: int) -> int:
 REDUCTIONS.add(
     "token_merging",
     Reduction(
-        "token_merging", token_merging, _after_merging, each_layer=True, options={"remove": 8}
+        "token_merging",
+        token_merging,
+        _after_merging,
+        each_layer=True,
+        options=Options({"remove": 8}),
     ),
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import vivit.data.published
 import vivit.data.tfrecord  # noqa: F401  both register their formats
-from vivit.config import run_command, show_log
+from vivit.cli import run_command, show_log
 from vivit.data.check import check, table, write_findings, write_hashes
 from vivit.data.convert import FORMATS, convert
 from vivit.data.decode import LARGEST_FRAME

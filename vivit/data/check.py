@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vivit.config import write_atomically
 from vivit.data import guard, tfrecord
 from vivit.data.decode import Damaged
 from vivit.data.files import data_root, fetch, is_uri, locate
 from vivit.data.footage import Footage, Limits, open_file
 from vivit.data.manifest import UNLABELLED, Clip, Manifest, read_manifest, write_manifest
+from vivit.io import write_atomically
 
 UNUSUAL_RATE = 1.5  # times the median frame rate, or less than 1 / 1.5 of it
 CHUNK = 64  # frames decoded at once

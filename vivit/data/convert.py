@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vivit.config import write_atomically
 from vivit.data.files import SUFFIXES, videos_below
 from vivit.data.manifest import UNLABELLED, Classes, Clip, Manifest, raise_all, write_manifest
+from vivit.io import write_atomically
 from vivit.registry import Registry
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from vivit.config import write_atomically
+from vivit.io import write_atomically
 
 COLUMNS = ("path", "start", "end", "split", "id", "sha256")
 UNLABELLED = -1

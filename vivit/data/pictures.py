@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-from vivit.config import write_atomically
 from vivit.data.check import Report
 from vivit.data.decode import Damaged
 from vivit.data.footage import Footage, Limits, open_file
 from vivit.data.manifest import Clip, read_manifest
 from vivit.data.sources import find, open_split
+from vivit.io import write_atomically
 
 WORST = 40  # clips shown on the page
 TILE = 160  # pixels across a thumbnail

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vivit.config import locked, write_atomically
 from vivit.data.files import data_root, is_uri
 from vivit.data.manifest import Clip, raise_all, read_manifest
 from vivit.data.shards import SHARD_BYTES, assemble, finish, plan_shards, splits_of, tidy
 from vivit.data.staging import Plan, Spec, read_json, stage
+from vivit.io import locked, write_atomically
 
 log = logging.getLogger(__name__)
 TRIED = 8  # clips whose sizes tell how much room all will take

@@ -18,10 +18,10 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core import splits as splits_lib
 
-from vivit.config import write_atomically
 from vivit.data.encode import CLOCK
 from vivit.data.manifest import UNLABELLED, Manifest
 from vivit.data.staging import VERSION, Plan, Spec, read_json
+from vivit.io import write_atomically
 
 SHARD_BYTES = 512 << 20
 WRITER_OPTIONS = "group_size:1,uncompressed"  # video does not shrink; every record by itself

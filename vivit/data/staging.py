@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from vivit.config import write_atomically
 from vivit.data import guard, tfrecord
 from vivit.data.decode import TOLERANCE, Damaged
 from vivit.data.encode import CLOCK, WRITERS
@@ -17,6 +16,7 @@ from vivit.data.files import fetch, locate
 from vivit.data.footage import Limits, index_of, ticks_of
 from vivit.data.manifest import Clip, Manifest
 from vivit.data.sampling import frames_shown
+from vivit.io import write_atomically
 
 VERSION = "1.0.0"
 QUALITY = {"h264": 20, "jpeg": 90, "raw": 0}  # x264's constant rate factor; JPEG's quality

@@ -6,7 +6,7 @@ import ast
 import shlex
 from typing import Any
 
-from vivit.config import run_command, show_log
+from vivit.cli import run_command, show_log
 from vivit.pretrained import SOURCES, Pretrained, load
 from vivit.pretrained.adapt import CLASS_TOKEN, TIME_ATTENTION
 from vivit.pretrained.export import WRITERS, export

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 import vivit
-from vivit.config import write_atomically
+from vivit.io import write_atomically
 from vivit.model import ViViT, build, unstack_layers
 from vivit.plan import plan_stages
 from vivit.pretrained.adapt import as_fields, build_plain, parameter_shapes

@@ -1,0 +1,35 @@
+"""How every command runs, logs and fails."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command line; a user's mistake is one line on standard error, and exit status 1."""
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def show_log() -> None:
+    """Shows on standard error what vivit logs, such as the kernel that "auto" chose."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vivit").setLevel(logging.INFO)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir, --checkpoint and --split, which choose parameters and clips."""
+    parser.add_argument("--workdir", required=True, help="the folder of a run")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
+    parser.add_argument("--split", default="test", help="a split of the data set (test)")
+
+
+def three_sizes(text: str) -> tuple[int, int, int]:
+    """Returns frames, height and width of a text such as "32x224x224"."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 32x224x224: frames, height, width")
+    return int(parts[0]), int(parts[1]), int(parts[2])
