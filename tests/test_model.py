@@ -10,9 +10,10 @@ import vivit
 from vivit import describe
 from vivit.attention import PATTERNS, pattern
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters
-from vivit.encoder import REMAT
-from vivit.model import SIZES, Size, stack_layers, unstack_layers
-from vivit.plan import FAMILIES, plan_stages
+from vivit.model import stack_layers, unstack_layers
+from vivit.model.resolve import resolve
+from vivit.model.settings import FAMILIES, SIZES, Size
+from vivit.model.stage import REMAT
 
 TINY = {
     "clip": (4, 8, 8),
@@ -21,7 +22,7 @@ TINY = {
     "depth": 2,
     "heads": 2,
     "mlp_dim": 16,
-    "temporal_depth": 2,
+    "family": "factorised_encoder(2)",
     "tubelet": (2, 4, 4),
 }
 CLIPS = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 3))
@@ -29,6 +30,7 @@ NO_CLASS_TOKEN = (
     "factorised_self_attention",
     "factorised_self_attention_time_space",
     "factorised_dot_product",
+    "divided_time",
     "local_global",
     "axial",
 )
@@ -109,7 +111,7 @@ def test_every_family_is_the_same_under_every_kernel(family, kernel):
 @pytest.mark.parametrize("remat", list(REMAT))
 @pytest.mark.parametrize("scan", [False, True])
 def test_scan_and_remat_change_no_value_and_no_gradient(scan, remat):
-    config = {**TINY, "depth": 2, "temporal_depth": 1}
+    config = {**TINY, "depth": 2, "family": "factorised_encoder(1)"}
     plain = vivit.build(config)
     other = vivit.build({**config, "scan": scan, "remat": remat})
     params = init(plain)
@@ -168,7 +170,7 @@ def test_a_clip_of_one_step_makes_space_and_joint_the_same():
         k.replace("joint", "space"): rename(v) if isinstance(v, dict) else v
         for k, v in tree.items()
     }
-    stages = [{"depth": 2, "mixers": ["space"], "pool": "mean"}]
+    stages = [{"depth": 2, "attentions": ["space"], "pool": "mean"}]
     other = vivit.build({**config, "stages": stages})
     np.testing.assert_allclose(
         logits(one, params, clips), logits(other, rename(params), clips), atol=1e-5
@@ -188,35 +190,37 @@ def test_average_pool_does_not_know_the_order_of_frames_and_the_encoder_does():
 def test_sizes_give_the_published_widths():
     assert SIZES["B"] == (768, 12, 12, 3072)
     model = vivit.build({"size": "Ti/8x2", "clip": (4, 16, 16), "classes": 3})
-    assert (model.width, model.depth, model.heads, model.mlp_dim) == (192, 12, 3, 768)
-    assert model.tubelet == (2, 8, 8)
-    assert model.grid == (2, 2, 2)
+    settings = model.config.settings
+    sizes = (settings.width, settings.depth, settings.heads, settings.mlp_dim)
+    assert sizes == (192, 12, 3, 768)
+    assert model.config.tubelet == (2, 8, 8)
+    assert model.config.grid == (2, 2, 2)
 
 
 def test_positions_come_in_the_first_stage_that_mixes_an_axis():
-    planned = plan_stages(vivit.build({**TINY, "family": "factorised_encoder"}))
-    assert [stage["lengths"] for stage in planned] == [(2, 2), (2,)]
+    config = resolve({**TINY, "family": "factorised_encoder"})
+    assert [stage.lengths for stage in config.stages] == [(2, 2), (2,)]
     stages = [
-        {"depth": 1, "mixers": ["joint"], "pool": ""},
-        {"depth": 1, "mixers": ["space", "time"], "pool": "mean"},
+        {"depth": 1, "attentions": ["joint"], "pool": ""},
+        {"depth": 1, "attentions": ["space", "time"], "pool": "mean"},
     ]
-    planned = plan_stages(vivit.build({**TINY, "stages": stages}))
-    assert [stage["lengths"] for stage in planned] == [(2, 2, 2), ()]
+    config = resolve({**TINY, "stages": stages})
+    assert [stage.lengths for stage in config.stages] == [(2, 2, 2), ()]
 
 
 WRONG = [
-    ({"famly": "joint"}, r"unknown model fields \['famly'\]; known: .*family"),
+    ({"famly": "joint"}, r"unknown key model.famly; did you mean model.family\?"),
     ({"family": "jiont"}, "unknown family 'jiont'; known: average_pool, .*joint"),
     ({"kernel": "dens"}, "unknown attention kernel 'dens'; known: auto, chunked, dense"),
-    ({"readout": "token"}, "unknown readout 'token'; known: attention, attentive, cls, first"),
+    ({"readout": "token"}, "unknown readout 'token'; known: cls, first, map_head, max"),
     ({"position": "rope"}, "unknown position embedding 'rope'"),
     ({"embedding": "conv"}, "unknown embedding 'conv'; known: tubelet, uniform_frames"),
     ({"remat": "all"}, "unknown remat 'all'"),
     ({"clip": (5, 8, 8)}, "frames=5 is not a multiple of the tubelet's 2; use 4"),
     ({"clip": (4, 9, 8)}, "height=9 is not a multiple of the tubelet's 4; use 8"),
-    ({"clip": (4, 8)}, "of a wrong type: clip"),
+    ({"clip": (4, 8)}, r"model.clip=\(4, 8\) must be \(a whole number, a whole number, a whole"),
     ({"heads": 3}, "width=8 is not a multiple of heads=3; use 6"),
-    ({"width": "8"}, "of a wrong type: width='8'"),
+    ({"width": "8"}, "model.width='8' must be a whole number"),
     ({"classes": -1}, "classes=-1 must be at least 1"),
     ({"width": None}, r"\['width'\] are not set; give them or a size \(Ti, S, B, L, H"),
     ({"size": "B/16"}, 'is not like "B/16x2"'),
@@ -226,16 +230,21 @@ WRONG = [
     ({"drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
     ({"heads": 1, "family": "factorised_dot_product"}, "heads in multiples of 2, not 1"),
     (
-        {"stages": [{"depth": 1, "mixer": "joint"}]},
-        r"must have the keys \['depth', 'mixers', 'pool'\]",
+        {"stages": [{"depth": 1, "atentions": "joint"}]},
+        r"unknown key model.stages\[0\].atentions; did you mean model.stages\[0\].attentions",
     ),
-    ({"stages": [{"depth": 1, "mixers": ["joint"], "pool": ""}]}, "the last stage must pool"),
-    ({"stages": [{"depth": 1, "mixers": ["time", "time"], "pool": "mean"}]}, "twice in one block"),
+    ({"stages": [{"depth": 1, "attentions": ["joint"], "pool": ""}]}, "the last stage must pool"),
     (
-        {"stages": [{"depth": 1, "mixers": ["time"], "pool": "cls"}]},
+        {"stages": [{"depth": 1, "attentions": ["time", "time"], "pool": "mean"}]},
+        "twice in one block",
+    ),
+    (
+        {"stages": [{"depth": 1, "attentions": ["time"], "pool": "cls"}]},
         "these stages can have no class",
     ),
-    ({"family": "factorised_encoder", "temporal_depth": 0}, "depth=0 of stage .* at least 1"),
+    ({"family": "factorised_encoder(0)"}, "temporal_depth=0 must be at least 1"),
+    ({"family": "factorised_encoder(a=1)"}, r"written like factorised_encoder\(temporal_depth=4\)"),
+    ({"temporal_depth": 2}, "unknown key model.temporal_depth; known: clip"),
 ]
 
 
@@ -246,7 +255,7 @@ def test_a_wrong_config_says_what_would_do(change, message):
 
 
 def test_a_config_without_classes_is_refused():
-    with pytest.raises(ValueError, match=r"\['classes'\] have no default"):
+    with pytest.raises(ValueError, match=r"model.classes must be given"):
         vivit.build({"clip": (4, 8, 8)})
 
 
@@ -284,9 +293,10 @@ def test_describe_counts_a_small_model(capsys, monkeypatch):
     assert counts["multiply_adds"] == count_multiply_adds(model)
     assert 0 < counts["temporary_bytes"] < counts["peak_bytes"]
     describe.main(flags[:-1])
-    assert "multiply-adds a clip" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is not like 32x224x224"):
+    assert "multiply-adds per clip" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
         describe.main(["--clip=32x224"])
+    assert "'32x224' is not like 32x224x224" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init, logits
 from vivit.analysis import capture, rollout
 from vivit.attention.dropout import weight_dropout
 from vivit.attention.kernels import KERNELS, dense
-from vivit.attention.reduction import (
+from vivit.attention.reductions import (
     REDUCTIONS,
     add_log_sizes,
     add_sizes,
@@ -21,7 +21,7 @@ from vivit.attention.reduction import (
 from vivit.attention.rotary import rotate
 from vivit.cost import abstract_params
 from vivit.model import stack_layers
-from vivit.plan import FAMILIES, plan_stages
+from vivit.model.settings import FAMILIES
 
 WIDE = {**TINY, "width": 24, "heads": 4, "clip": (4, 16, 8)}  # a grid of 2 x 4 x 2, 6 channels
 WIDE_CLIPS = jax.random.normal(jax.random.key(1), (2, 4, 16, 8, 3))
@@ -51,21 +51,27 @@ def refused(family, switch):
     )
 
 
+def shallow(family):
+    """The family with a single layer of time where it has one."""
+    return "factorised_encoder(1)" if family == "factorised_encoder" else family
+
+
 @pytest.mark.parametrize("switch", list(SWITCHES))
 @pytest.mark.parametrize("family", PATTERN_FAMILIES)
 def test_every_switch_goes_with_every_family_or_says_why_not(family, switch):
-    config = {**WIDE, "depth": 1, "temporal_depth": 1, "family": family, **SWITCHES[switch]}
+    config = {**WIDE, "depth": 1, "family": shallow(family), **SWITCHES[switch]}
     if refused(family, switch):
         with pytest.raises(ValueError, match="registers|kv_heads"):
             vivit.build(config)
         return
     model = vivit.build(config)
+    chunked_model = model.with_settings(kernel="chunked")
     params = init(model)
 
     @jax.jit
     def run(params):
         loss = lambda p, m: (m.apply({"params": p}, WIDE_CLIPS) ** 2).sum()
-        return jax.value_and_grad(loss)(params, model), loss(params, model.clone(kernel="chunked"))
+        return jax.value_and_grad(loss)(params, model), loss(params, chunked_model)
 
     (value, grads), chunked = run(params)
     np.testing.assert_allclose(value, chunked, rtol=1e-4)
@@ -93,7 +99,7 @@ PAIRS = [
 @pytest.mark.parametrize("family", ["joint", "factorised_encoder", "divided"])
 def test_switches_go_together(family, switches):
     """Extra tokens are not turned, not split off wrongly, and maps leave them out."""
-    model = vivit.build({**WIDE, "depth": 1, "temporal_depth": 1, "family": family, **switches})
+    model = vivit.build({**WIDE, "depth": 1, "family": shallow(family), **switches})
     params = init(model)
     maps = capture(model, params, WIDE_CLIPS)
     np.testing.assert_allclose(maps.logits, logits(model, params, WIDE_CLIPS), atol=1e-4)
@@ -119,8 +125,8 @@ def test_rotated_scores_depend_on_distances_alone():
 
 
 def test_positions_of_extra_tokens_are_zero():
-    layout = plan_stages(vivit.build({**TINY, "family": "joint", "registers": 2}))[0]["layout"]
-    positions = layout.positions()
+    layout = vivit.build({**TINY, "family": "joint", "registers": 2}).config.stages[0].layout
+    positions = layout.coordinates()
     assert positions.shape == (1, 10, 3)
     assert not positions[0, :2].any()
     np.testing.assert_array_equal(positions[0, 2:], np.argwhere(np.ones((2, 2, 2))))
@@ -178,10 +184,10 @@ REDUCED = {
 }
 
 
-def stages(reduce, mixers=("joint",), pool="mean", depth=2):
+def stages(reduce, attentions=("joint",), pool="mean", depth=2):
     return [
-        {"depth": 1, "mixers": ("space", "time"), "pool": ""},
-        {"depth": depth, "mixers": mixers, "pool": pool, "reduce": reduce},
+        {"depth": 1, "attentions": ("space", "time"), "pool": ""},
+        {"depth": depth, "attentions": attentions, "pool": pool, "reduce": reduce},
     ]
 
 
@@ -224,7 +230,7 @@ def test_merging_by_hand():
     a, b, c, d = np.eye(4)
     keys = jnp.asarray([[[a, b, c, d, 0.9 * b + 0.1 * c, a]]], jnp.float32)
     sizes = jnp.asarray([[[1.0, 1, 1, 3, 1, 1]]])
-    source = token_merging(keys, sizes, remove=2)
+    source = token_merging(keys=keys, sizes=sizes, remove=2)
     # What stays of the first set (2), then the second set: 1 + 4, 3, 5 + 0.
     expected = np.zeros((4, 6))
     expected[0, 2] = 1
@@ -233,7 +239,7 @@ def test_merging_by_hand():
     expected[3, [0, 5]] = 0.5
     np.testing.assert_allclose(source[0, 0], expected, atol=1e-6)
     np.testing.assert_array_equal(add_sizes(source, sizes)[0, 0], [1, 2, 3, 2])
-    heavy = token_merging(keys, sizes.at[0, 0, 0].set(3), remove=2)
+    heavy = token_merging(keys=keys, sizes=sizes.at[0, 0, 0].set(3), remove=2)
     np.testing.assert_allclose(heavy[0, 0, 3], [0.75, 0, 0, 0, 0, 0.25], atol=1e-6)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 6, 5)), jnp.float32)
     np.testing.assert_allclose(apply_source(source, x)[0, 0], expected @ x[0, 0], atol=1e-5)
@@ -257,7 +263,7 @@ def test_merging_equal_tokens_changes_nothing(pool):
     with extra tokens the clip is one step, so that steps lose different numbers of them."""
     steps = jax.random.normal(jax.random.key(3), (2, 2, 1, 1, 3))
     clips = jnp.broadcast_to(jnp.repeat(steps, 2, axis=1), (2, 4, 16, 8, 3))
-    stage = {"depth": 4, "mixers": ("joint",), "pool": pool}
+    stage = {"depth": 4, "attentions": ("joint",), "pool": pool}
     config = {**WIDE, "position": "none", "registers": 1}
     plain = vivit.build({**config, "stages": [stage]})
     merged = vivit.build({**config, "stages": [{**stage, "reduce": "token_merging(3)"}]})
@@ -270,7 +276,7 @@ def test_merging_equal_tokens_changes_nothing(pool):
 
 
 def test_dropping_keeps_other_places_for_every_clip_in_training_only():
-    source = random_dropping(jax.random.key(0), (3, 2, 8), tokens=5)
+    source = random_dropping(x=jnp.zeros((3, 2, 8, 1)), key=jax.random.key(0), tokens=5)
     assert source.shape == (3, 2, 5, 8)
     kept = np.asarray(source.argmax(axis=-1))
     assert (np.diff(kept, axis=-1) > 0).all()
@@ -286,7 +292,7 @@ def test_dropping_keeps_other_places_for_every_clip_in_training_only():
 
 
 def test_dropping_nothing_changes_nothing():
-    same = [{"depth": 2, "mixers": ("joint",), "pool": "mean"}]
+    same = [{"depth": 2, "attentions": ("joint",), "pool": "mean"}]
     plain = vivit.build({**WIDE, "stages": same})
     kept = vivit.build({**WIDE, "stages": [{**same[0], "reduce": "random_dropping(8)"}]})
     params = init(plain)
@@ -297,8 +303,8 @@ def test_dropping_nothing_changes_nothing():
 
 WRONG = [
     ({"kv_heads": 3}, r"heads=4 is not a multiple of kv_heads=3; use one of \[1, 2, 4\]"),
-    ({"width": 16, "rope": "3d"}, "rope='3d' turns pairs .* a head has 4; .* at least 6"),
-    ({"width": 28, "rope": "3d"}, "rope='3d' turns pairs .* a head has 7"),
+    ({"width": 16, "rope": "3d"}, "rope rotates pairs .* a head has 4; .* at least 6"),
+    ({"width": 28, "rope": "3d"}, "rope rotates pairs .* a head has 7"),
     ({"soft_cap": 0.0}, "soft_cap=0.0 must be above 0"),
     ({"registers": -1}, "registers=-1 must be 0 or more"),
     ({"registers": 2, "family": "axial"}, "family 'axial' can have no registers"),
@@ -309,29 +315,35 @@ WRONG = [
         r"larger than the grid: steps=8 \(the grid has 2\), rows=7 .*use \"window\(2, 4, 2\)\"",
     ),
     ({"family": "neighbourhood(3, 3, 1)"}, "larger than the grid: steps=3"),
-    ({"family": "dilated_time(3)"}, "stride=3 of 'dilated_time' is larger than the grid's 2 steps"),
+    ({"family": "dilated_time(3)"}, "stride=3 .* is larger than the grid's 2 time steps"),
     ({"family": "window(2"}, "options of pattern 'window' are written like"),
     ({"kernel": "fused"}, "\"fused\" can't|kernel 'fused' can't compute pattern 'space': .*cpu"),
     ({"kernel": "ring", "family": "trajectory"}, "'ring' can't compute pattern 'trajectory'"),
     ({"kv_heads": 1, "family": "split_heads"}, "split_heads needs kv_heads in multiples of 2"),
     (
-        {"stages": [{"depth": 1, "mixers": "joint", "pool": "mean"}]},
-        r"mixers='joint' must be a list: \['joint'\]",
+        {"stages": [{"depth": 1, "attentions": "joint", "pool": "mean"}]},
+        r"stages\[0\].attentions='joint' must be a list of a string",
     ),
-    ({"stages": [{"depth": 1, "mixers": (), "pool": "mean"}]}, "has layers and no mixers"),
+    ({"stages": [{"depth": 1, "attentions": (), "pool": "mean"}]}, "has layers and no attentions"),
     (
         {"registers": 1, "stages": [stages("token_learner(4)", pool="")[1], stages("")[1]]},
-        "stage 0 .* reduces over all steps, .* give it a pool",
+        "stage 0 .* reduces over all time steps, .* give it a pool",
     ),
     ({"kernel": "ring", "attention_dropout": 0.1}, "'ring' can't .*no dropout"),
-    ({"stages": stages("token_merging(5)")}, r"token_merging\(5\) a layer leaves nothing"),
-    ({"stages": stages("token_learner(9)")}, "tokens=9 of a reduction are more than .* 8 places"),
+    ({"stages": stages("token_merging(5)")}, r"token_merging\(5\) per layer leaves nothing"),
+    (
+        {"stages": stages("token_learner(9)")},
+        "tokens=9 of a reduction are more than .* 8 spatial tokens",
+    ),
     ({"stages": stages("merging(2)")}, "unknown reduction 'merging'"),
-    ({"stages": stages("token_merging(2)", ("height",))}, "'height', which needs the places"),
-    ({"stages": stages("token_merging(2)", ("time",))}, "'time', which needs the places"),
+    (
+        {"stages": stages("token_merging(2)", ("height",))},
+        "'height', which needs the spatial tokens",
+    ),
+    ({"stages": stages("token_merging(2)", ("time",))}, "'time', which needs the spatial tokens"),
     ({"stages": stages("token_merging(2)"), "scan": True}, "use scan=False"),
     ({"stages": stages("token_merging(2)", pool="")}, "their sizes end with it: give it a pool"),
-    ({"stages": stages("token_merging(2)"), "rope": "3d"}, "rope needs every token's place"),
+    ({"stages": stages("token_merging(2)"), "rope": "3d"}, "rope needs every token's position"),
     ({"stages": stages("token_merging(2)"), "soft_cap": 2.0}, "use one of them"),
     (
         {"stages": [{**stages("token_learner(4)")[1], "pool": ""}, stages("token_learner(2)")[1]]},
@@ -340,11 +352,11 @@ WRONG = [
     (
         {
             "stages": [
-                {"depth": 1, "mixers": ("time",), "pool": "", "reduce": "random_dropping(2)"},
-                {"depth": 1, "mixers": ("space",), "pool": "mean"},
+                {"depth": 1, "attentions": ("time",), "pool": "", "reduce": "random_dropping(2)"},
+                {"depth": 1, "attentions": ("space",), "pool": "mean"},
             ]
         },
-        "'time', which needs the places",
+        "'time', which needs the spatial tokens",
     ),
 ]
 
@@ -357,8 +369,8 @@ def test_what_cannot_work_is_refused_when_the_model_is_built(change, message):
 
 def test_a_token_learner_may_feed_a_second_stage():
     two = [
-        {"depth": 1, "mixers": ("space",), "pool": "", "reduce": "token_learner(2)"},
-        {"depth": 1, "mixers": ("time",), "pool": "mean"},
+        {"depth": 1, "attentions": ("space",), "pool": "", "reduce": "token_learner(2)"},
+        {"depth": 1, "attentions": ("time",), "pool": "mean"},
     ]
     model = vivit.build({**WIDE, "stages": two})
     assert logits(model, init(model), WIDE_CLIPS).shape == (2, 5)
@@ -368,8 +380,8 @@ def test_maps_of_later_stages_come_back_on_the_clip():
     """Tokens that a first stage reduced, under a second stage that is one step a clip."""
     for pool in ("mean", "cls"):
         two = [
-            {"depth": 1, "mixers": ("space",), "pool": "", "reduce": "random_dropping(2)"},
-            {"depth": 1, "mixers": ("joint",), "pool": pool},
+            {"depth": 1, "attentions": ("space",), "pool": "", "reduce": "random_dropping(2)"},
+            {"depth": 1, "attentions": ("joint",), "pool": pool},
         ]
         model = vivit.build({**WIDE, "stages": two})
         maps = capture(model, init(model), WIDE_CLIPS)
@@ -383,7 +395,8 @@ def test_maps_of_later_stages_come_back_on_the_clip():
 
 
 def test_a_tied_class_token_and_reduced_tokens():
-    stage = {"depth": 1, "mixers": ("divided_time", "space"), "pool": "cls"}
+    attentions = ("time", "space")
+    stage = {"depth": 1, "attentions": attentions, "pool": "cls", "block": "divided"}
     model = vivit.build({**WIDE, "stages": [{**stage, "reduce": "token_learner(2)"}]})
     maps = capture(model, init(model), WIDE_CLIPS)
     for attention in maps.attentions:
@@ -396,14 +409,12 @@ def test_the_calls_of_one_pattern_drop_independently():
     config = {**TINY, "clip": (8, 8, 8), "family": "split_heads", "attention_dropout": 0.5}
     model = vivit.build(config)
     drawn = []
-    attend = lambda q, k, v, **options: drawn.append(options["dropout"].words) or q
-    fields = plan_stages(model)[0]["fields"]
+    attend = lambda q, k, v, **options: drawn.append(options["dropout"].key_data) or q
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vivit.encoder.make_attend", lambda *_: attend)
+        patch.setattr("vivit.model.attention.make_attend", lambda *_: attend)
         clips = jnp.zeros((1, 8, 8, 8, 3))
         params = init(model)
         model.apply({"params": params}, clips, rngs={"dropout": jax.random.key(0)})
-    assert fields.attention_dropout == 0.5
     assert len({tuple(np.asarray(words)) for words in drawn}) == 2 * TINY["depth"]
 
 
@@ -427,5 +438,5 @@ def test_a_kernel_that_is_no_softmax_keeps_its_own_maps():
 
 def test_dropout_words_come_from_any_kind_of_key():
     for impl in ("threefry2x32", "rbg"):
-        assert weight_dropout(0.1, jax.random.key(0, impl=impl)).words.shape == (2,)
+        assert weight_dropout(0.1, jax.random.key(0, impl=impl)).key_data.shape == (2,)
     assert CLIPS.shape[0] == 2

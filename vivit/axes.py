@@ -1,7 +1,7 @@
 """The legend of array axes, as jaxtyping aliases. One letter, one meaning, in the whole project.
 
-B clips · F frames · H W pixels · C channels · T tubelet steps · S places per step, Y rows of X ·
-N tokens of one attention set · D width · h heads · g heads of keys and values ·
+B clips · F frames · H W pixels · C channels · T time steps · S spatial tokens per time step, Y rows
+of X · N tokens of one attention set · D width · h heads · g heads of keys and values ·
 k channels per head · c channels of the values · L layers · V views
 """
 
@@ -18,7 +18,3 @@ ValueGrid = Float[Array, "B T S g c"]  # its values
 MixedGrid = Float[Array, "B T S h c"]  # what attention makes of them
 Logits = Float[Array, "B classes"]
 Labels = Int[Array, " B"]
-
-# Axes of the device mesh. DATA and FSDP split the clips, SEQUENCE splits the tokens of each clip.
-DATA, FSDP, SEQUENCE = "data", "fsdp", "sequence"
-MESH_AXES = (DATA, FSDP, SEQUENCE)

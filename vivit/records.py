@@ -61,6 +61,10 @@ def _convert(value: Any, hint: Any, at: str, problems: list[str]) -> Any:
             return value
         if isinstance(value, Mapping) or hasattr(value, "items"):
             return _fill(hint, dict(value), at, problems)
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(arguments[0]):
+        items = [_convert(x, arguments[0], f"{at}[{i}]", problems) for i, x in enumerate(value)]
+        return tuple(items)
     fits, converted = _match(value, hint)
     if not fits:
         problems.append(f"{at}={value!r} must be {_describe(hint)}")

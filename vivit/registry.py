@@ -119,6 +119,22 @@ def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+def options_of(function: Callable[..., Any], *, given: tuple[str, ...] = ()) -> Options:
+    """Returns the options of a function: its keyword-only arguments but for those of `given`.
+
+    Raises ValueError if the function lacks one of `given`, or an option has no default.
+    """
+    options = keyword_defaults(function)
+    name = getattr(function, "__name__", repr(function))
+    missing = [argument for argument in given if options.pop(argument, None) is None]
+    if missing:
+        raise ValueError(f"{name} must take {', '.join(missing)} by keyword")
+    bare = [k for k, value in options.items() if value is inspect.Parameter.empty]
+    if bare:
+        raise ValueError(f"options {', '.join(bare)} of {name} need a default")
+    return Options(options)
+
+
 def check_arguments(what: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raises ValueError that lists the given arguments that `what` does not take."""
     unknown = sorted(set(given) - set(known))
@@ -128,5 +144,5 @@ def check_arguments(what: str, known: Mapping[str, Any], given: Mapping[str, Any
             for name, value in known.items()
         )
         close = get_close_matches(unknown[0], list(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"{what} takes no {', '.join(unknown)}{hint} It takes: {listed or 'none'}")

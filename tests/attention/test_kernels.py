@@ -1,20 +1,19 @@
 """Every kernel equals dense, in values and gradients."""
 
-from functools import partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit.attention import KERNELS, Demand
-from vivit.attention.chunks import block_size
-from vivit.attention.dropout import weight_dropout
+from vivit.attention import KERNELS, KernelRequirements
+from vivit.attention.chunks import block_size, chunked
+from vivit.attention.dropout import WeightDropout, weight_dropout
 from vivit.attention.fused import by_cudnn, by_splash
-from vivit.attention.kernels import auto, chunked, dense
+from vivit.attention.kernels import auto, dense
 
 TOLERANCE = 1e-5
-HERE = ("dense", "chunked", "auto")  # fused needs its platform, rings need a mesh
 
 
 def draw(n, m, *, sets=(2,), heads=2, kv_heads=None, channels=8, values=8, dtype=jnp.float32):
@@ -29,16 +28,27 @@ def draw(n, m, *, sets=(2,), heads=2, kv_heads=None, channels=8, values=8, dtype
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def value_and_grads(kernel, q, k, v, weights, bias=None, **options):
+def value_and_grads(kernel, q, k, v, weights, *, bias=None, mask=None, soft_cap=None, dropout=None):
     """The output, and the gradients of a weighted sum of it (by the bias too, if there is one)."""
+    rate, key_data = dropout or (None, None)
+    run = compiled(kernel, soft_cap, rate, bias is None)
+    grads, out = run(q, k, v, bias, weights, mask, key_data)
+    return [out, *grads]
 
-    def loss(q, k, v, bias):
-        out = kernel(q, k, v, bias=bias, **options)
+
+@cache
+def compiled(kernel, soft_cap, rate, without_bias):
+    """One jitted function per kernel and option, so that shapes compile once."""
+
+    def loss(q, k, v, bias, weights, mask, key_data):
+        options = {"bias": bias, "mask": mask, "soft_cap": soft_cap}
+        options["dropout"] = None if rate is None else WeightDropout(rate, key_data)
+        given = {name: value for name, value in options.items() if value is not None}
+        out = kernel(q, k, v, **given)
         return (out.astype(jnp.float32) * weights).sum(), out
 
-    by = (0, 1, 2) if bias is None else (0, 1, 2, 3)
-    grads, out = jax.jit(jax.grad(loss, argnums=by, has_aux=True))(q, k, v, bias)
-    return [out, *grads]
+    by = (0, 1, 2) if without_bias else (0, 1, 2, 3)
+    return jax.jit(jax.grad(loss, argnums=by, has_aux=True))
 
 
 def assert_equal(kernel, inputs, **options):
@@ -77,17 +87,17 @@ class Case:
         if rng.random() < 0.4:
             self.options["soft_cap"] = float(rng.uniform(0.5, 5))
         self.chunk = int(rng.integers(1, 30))
-        self.words = jax.random.key(seed)
+        self.key = jax.random.key(seed)
 
     def dropout(self):
-        return {**self.options, "dropout": weight_dropout(0.3, self.words)}
+        return {**self.options, "dropout": weight_dropout(0.3, self.key)}
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_chunked_equals_dense_in_any_case(seed):
     case = Case(seed)
     options = case.dropout() if seed % 3 == 0 else case.options
-    assert_equal(partial(chunked, chunk=case.chunk), case.inputs, **options)
+    assert_equal(KERNELS[f"chunked({case.chunk})"], case.inputs, **options)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,13 +111,13 @@ def brute(q, k, v, bias, mask, soft_cap):
     n, h, c = q.shape
     out = np.zeros((n, h, v.shape[-1]))
     for head in range(h):
-        own = head // (h // k.shape[1])
+        key_head = head // (h // k.shape[1])
         for i in range(n):
-            scores = k[:, own].astype(float) @ q[i, head] / np.sqrt(c)
+            scores = k[:, key_head].astype(float) @ q[i, head] / np.sqrt(c)
             scores = soft_cap * np.tanh(scores / soft_cap) + bias[head, i]
             parts = np.where(mask[i], np.exp(scores), 0)
             if mask[i].any():
-                out[i, head] = parts / parts.sum() @ v[:, own]
+                out[i, head] = parts / parts.sum() @ v[:, key_head]
     return out
 
 
@@ -139,21 +149,26 @@ def test_dense_is_softmax_of_scaled_scores():
     np.testing.assert_allclose(dense(q, k, v), np.einsum("hnm,mhc->nhc", weights, v), atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", HERE)
+@pytest.mark.parametrize("kernel", ["chunked", "auto"])  # fused and rings have their own tests
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 7), (5, 12)])
 def test_every_kernel_equals_dense(kernel, n, m):
     assert_equal(KERNELS[kernel], draw(n, m))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 16, 100])
-@pytest.mark.parametrize(("n", "m"), [(16, 16), (13, 13), (3, 17), (17, 3)])
+LENGTHS = [(16, 16), (13, 13), (3, 17), (17, 3)]
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "chunk"),
+    [(*LENGTHS[i % 4], chunk) for i, chunk in enumerate([1, 4, 5, 16, 100, 5, 4, 1])],
+)
 def test_chunked_equals_dense_for_lengths_that_do_and_do_not_divide(n, m, chunk):
-    assert_equal(partial(chunked, chunk=chunk), draw(n, m))
+    assert_equal(KERNELS[f"chunked({chunk})"], draw(n, m))
 
 
 @pytest.mark.parametrize("sets", [(), (3,), (2, 3)])
 def test_chunked_takes_any_number_of_sets_and_value_channels(sets):
-    assert_equal(partial(chunked, chunk=4), draw(9, 11, sets=sets, values=3))
+    assert_equal(KERNELS["chunked(4)"], draw(9, 11, sets=sets, values=3))
 
 
 def test_chunked_equals_dense_at_a_real_length():
@@ -184,7 +199,7 @@ def bfloat16_errors(kernel, exact, **options):
 @pytest.mark.parametrize("n", [33, 128])
 def test_chunked_in_bfloat16_is_no_worse_than_dense(n, options):
     exact = draw(n, n)
-    ours = bfloat16_errors(partial(chunked, chunk=8), exact, **options)
+    ours = bfloat16_errors(KERNELS["chunked(8)"], exact, **options)
     for error, reference in zip(ours, bfloat16_errors(dense, exact, **options), strict=True):
         assert error <= 1.001 * reference
 
@@ -209,24 +224,24 @@ def test_blocks_are_equal_and_need_no_padding_where_they_can():
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 def test_the_tpu_kernel_equals_dense(heads, kv_heads, soft_cap):
     """Splash attention's own program, interpreted; lengths that are no multiple of its lanes."""
-    splash = lambda q, k, v, bias=None, **options: by_splash(q, k, v, interpret=True, **options)
+    splash = lambda q, k, v, **options: by_splash(q, k, v, interpret=True, **options)
     inputs = draw(13, 20, heads=heads, kv_heads=kv_heads)
     options = {} if soft_cap is None else {"soft_cap": soft_cap}
     assert_equal(splash, inputs, **options)
 
 
 @pytest.mark.parametrize("sets", [(2,), (2, 3), ()])
-def test_the_door_to_cudnn_equals_dense(sets):
-    """Layouts and heads, by XLA's implementation behind the same door."""
-    door = lambda q, k, v, bias=None: by_cudnn(q, k, v, implementation="xla")
-    assert_equal(door, draw(5, 7, sets=sets, heads=4, kv_heads=2))
-    assert_equal(door, draw(5, 7, sets=sets, values=3))  # merged tokens have wider keys
+def test_the_call_of_cudnn_equals_dense(sets):
+    """Layouts and heads, by XLA's implementation of the same function."""
+    by_xla = lambda q, k, v: by_cudnn(q, k, v, implementation="xla")
+    assert_equal(by_xla, draw(5, 7, sets=sets, heads=4, kv_heads=2))
+    assert_equal(by_xla, draw(5, 7, sets=sets, values=3))  # merged tokens have wider keys
 
 
 @pytest.mark.gpu
 def test_cudnn_is_no_worse_than_dense_in_bfloat16():
     exact = draw(200, 200, channels=64, values=64)
-    ours = bfloat16_errors(lambda q, k, v, bias=None: KERNELS["fused"](q, k, v), exact)
+    ours = bfloat16_errors(KERNELS["fused"], exact)
     for error, reference in zip(ours, bfloat16_errors(dense, exact), strict=True):
         assert error <= 1.1 * reference
 
@@ -235,11 +250,14 @@ def test_fused_says_what_is_missing(monkeypatch):
     q, k, v, _ = draw(4, 4)
     with pytest.raises(ValueError, match='"fused".* needs an NVIDIA GPU .* or a TPU, .* on cpu'):
         KERNELS["fused"](q, k, v)
-    why = lambda **demand: KERNELS["fused"].why_not(Demand(**{"channels": 64, **demand}))
+    why = lambda **needed: KERNELS["fused"].unsupported_reason(
+        KernelRequirements(**{"channels": 64, **needed})
+    )
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert why(dtype="bfloat16") == ""
     assert "bfloat16, not float32" in why(dtype="float32")
     assert "multiples of 8 up to 128, not 20" in why(dtype="bfloat16", channels=20)
+    assert "more channels than the keys' 64" in why(dtype="bfloat16", value_channels=72)
     assert "no sound bias, mask" in why(dtype="bfloat16", bias=True, mask=True)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert why(dtype="float32", soft_cap=True) == ""
@@ -251,12 +269,14 @@ def test_kernels_over_devices_say_that_they_need_some(kernel):
     q, k, v, _ = draw(8, 8)
     with pytest.raises(ValueError, match='set parallel.sequence above 1, or use kernel="chunked"'):
         KERNELS[kernel](q, k, v)
-    assert "no dropout" in KERNELS[kernel].why_not(Demand(8, "float32", dropout=True))
+    assert "no dropout" in KERNELS[kernel].unsupported_reason(
+        KernelRequirements(8, "float32", dropout=True)
+    )
 
 
 def test_blocks_may_be_given_in_the_name():
     kernel = KERNELS["chunked(3)"]
-    assert kernel.settings == {"chunk": 3}
+    assert kernel.options == {"chunk": 3}
     assert_equal(kernel, draw(7, 8))
     with pytest.raises(ValueError, match=r"written like chunked\(chunk=512\)"):
         KERNELS["chunked(size=3)"]

@@ -1,7 +1,7 @@
 """Every pattern against the pictures of its docstring, and under every kernel."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 
 from vivit.attention import KERNELS, PATTERNS, pattern
 from vivit.attention.kernels import dense
-from vivit.attention.patterns import TOLD
+from vivit.attention.patterns import CONTEXT_ARGS
 
 PICTURE = re.compile(
     r" *[Qq] of `(?P<name>[^`]+)`(?: in layer (?P<layer>\d))?(?: in head (?P<head>\d))? sees #:\n"
@@ -51,8 +51,8 @@ def draw(grid, heads=2, channels=4, seed=0, batch=1):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)]
 
 
-def told(name, grid, v, layer=0, seed=5):
-    """What a pattern asks to be told, its parameters drawn at random."""
+def context(name, grid, v, layer=0, seed=5):
+    """A pattern's keyword arguments, its parameters drawn at random."""
     found = PATTERNS[name]
     heads, channels = v.shape[3:]
     rng = np.random.default_rng(seed)
@@ -65,18 +65,19 @@ def told(name, grid, v, layer=0, seed=5):
 
 
 def mixer(name, grid, v, kernel=dense, layer=0, **more):
-    """(q, k, v) -> what the pattern makes of them."""
-    return partial(PATTERNS[name], attend=kernel, **told(name, grid, v, layer), **more)
+    """(q, k, v) -> the result of the pattern."""
+    return partial(PATTERNS[name], attend=kernel, **context(name, grid, v, layer), **more)
 
 
+@cache
 def weights(name, grid, *, layer=0, heads=2, kernel=dense):
     """[h, queries, keys] of one clip, by values that mark the keys."""
     q, k, v = draw(grid, heads)
     n = int(np.prod(grid))
     marks = jnp.eye(n).reshape(1, grid[0], grid[1] * grid[2], 1, n)
     marks = jnp.broadcast_to(marks, (1, grid[0], grid[1] * grid[2], heads, n))
-    more = {"values": v} if "values" in PATTERNS[name].needs else {}
-    mix = mixer(name, grid, v, kernel, layer, **more)
+    more = {"values": v} if "values" in PATTERNS[name].context_args else {}
+    mix = jax.jit(mixer(name, grid, v, kernel, layer, **more))
     return jnp.moveaxis(mix(q, k, marks)[0], 2, 0).reshape(heads, n, n)
 
 
@@ -118,29 +119,24 @@ def test_scores_are_counted_as_they_are(name):
 
 @pytest.mark.parametrize("name", list(GRIDS))
 def test_rows_of_every_pattern_sum_to_one(name):
-    for grid in (GRIDS[name], (3, 3, 5), (5, 4, 3)):
-        for layer in (0, 1):
-            rows = weights(name, grid, layer=layer).sum(axis=-1)
-            np.testing.assert_allclose(rows, 1, atol=1e-5)
+    for grid, layer in ((GRIDS[name], 0), ((3, 3, 5), 0), ((5, 4, 3), 1)):
+        rows = weights(name, grid, layer=layer).sum(axis=-1)
+        np.testing.assert_allclose(rows, 1, atol=1e-5)
 
 
-def works_here(kernel):
-    """Rings need a mesh, the platform's own kernel its platform: they have their own tests."""
-    return kernel not in ("ring", "ulysses", "fused")
-
-
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if works_here(k)])
-@pytest.mark.parametrize("name", list(GRIDS))
-def test_every_pattern_gives_the_same_under_every_kernel(name, kernel):
+@cache
+def value_and_grads(name, kernel):
     grid = (3, 3, 4)
     q, k, v = draw(grid, batch=2)
+    mix = mixer(name, grid, v, KERNELS[kernel], layer=1)
+    loss = lambda q, k, v: (mix(q, k, v) ** 2).sum()
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    def value_and_grads(kernel):
-        mix = mixer(name, grid, v, kernel, layer=1)
-        loss = lambda q, k, v: (mix(q, k, v) ** 2).sum()
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    (a, ours), (b, reference) = value_and_grads(KERNELS[kernel]), value_and_grads(dense)
+@pytest.mark.parametrize("kernel", ["chunked", "auto"])  # fused and rings have their own tests
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_every_pattern_gives_the_same_under_every_kernel(name, kernel):
+    (a, ours), (b, reference) = value_and_grads(name, kernel), value_and_grads(name, "dense")
     np.testing.assert_allclose(a, b, rtol=1e-5)
     for x, y in zip(ours, reference, strict=True):
         assert np.isfinite(y).all()
@@ -160,26 +156,26 @@ def test_a_pattern_mixes_the_axes_it_says(name):
     t, s = 4, 16
     seen = np.asarray(weights(name, (4, 4, 4), layer=1)).max(axis=0).reshape(t, s, t, s) > 0
     other_steps = any(seen[i, :, j].any() for i in range(t) for j in range(t) if i != j)
-    other_places = any(seen[:, i, :, j].any() for i in range(s) for j in range(s) if i != j)
-    axes = ("t" if other_steps else "") + ("s" if other_places else "")
+    other_spatial = any(seen[:, i, :, j].any() for i in range(s) for j in range(s) if i != j)
+    axes = ("t" if other_steps else "") + ("s" if other_spatial else "")
     if name.startswith(("window(1", "neighbourhood(1")):
         assert axes == "s"  # one step deep, by its options
     else:
         assert axes == PATTERNS[name].axes
 
 
-ANY_ORDER_OF_STEPS = ["joint", "space", "time", "divided_time", "split_heads", "height", "width"]
-ANY_ORDER_OF_PLACES = ["joint", "space", "time", "divided_time", "split_heads", "causal_time"]
-ANY_ORDER_OF_PLACES += ["dilated_time(2)", "strided_time(2)", "trajectory"]
+ANY_ORDER_OF_STEPS = ["joint", "space", "time", "split_heads", "height", "width"]
+ANY_ORDER_IN_SPACE = ["joint", "space", "time", "split_heads", "causal_time"]
+ANY_ORDER_IN_SPACE += ["dilated_time(2)", "strided_time(2)", "trajectory"]
 
 
 @pytest.mark.parametrize(
     ("name", "axis"),
     [(name, 1) for name in [*ANY_ORDER_OF_STEPS, "trajectory"]]
-    + [(name, 2) for name in ANY_ORDER_OF_PLACES],
+    + [(name, 2) for name in ANY_ORDER_IN_SPACE],
 )
-def test_patterns_without_places_do_not_know_the_order_of_tokens(name, axis):
-    """A permutation of steps (1) or of places (2) permutes the result."""
+def test_patterns_without_positions_do_not_know_the_order_of_tokens(name, axis):
+    """A permutation of time steps (1) or of spatial tokens (2) permutes the result."""
     grid = (4, 2, 3)
     q, k, v = draw(grid)
     mix = jax.jit(mixer(name, grid, v))
@@ -207,23 +203,28 @@ def brute(q, k, v, sees, bias=None):
     return np.einsum("hnm,mhc->nhc", parts / parts.sum(axis=-1, keepdims=True), v)
 
 
-def places(grid):
+def positions(grid):
     return np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=-1)
 
 
 def assert_brute(name, grid, sees, layer=0, bias=None):
     q, k, v = draw(grid)
-    ours = mixer(name, grid, v, layer=layer)(q, k, v)[0]
+    ours = jax.jit(mixer(name, grid, v, layer=layer))(q, k, v)[0]
     expected = brute(q, k, v, sees, bias)
     np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("grid", [(4, 4, 6), (3, 5, 5), (5, 7, 4)])
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("size", [(2, 2, 3), (3, 4, 2), (1, 3, 3)])
+@pytest.mark.parametrize(
+    ("grid", "size", "layer"),  # every pair of two of them
+    [
+        (grid, size, (i + j) % 3)
+        for i, grid in enumerate([(4, 4, 6), (3, 5, 5), (5, 7, 4)])
+        for j, size in enumerate([(2, 2, 3), (3, 4, 2), (1, 3, 3)])
+    ],
+)
 def test_windows_are_swins(grid, layer, size):
     """Windows of the shifted grid, cut where they reach around, with the relative bias."""
-    at = places(grid)
+    at = positions(grid)
     shift = np.array(
         [s // 2 if layer % 2 and s < n else 0 for s, n in zip(size, grid, strict=True)]
     )
@@ -233,7 +234,7 @@ def test_windows_are_swins(grid, layer, size):
     same = (window[:, None] == window[None]).all(axis=-1)
     sees = same & (wrapped[:, None] == wrapped[None]).all(axis=-1)
     name = f"window{size}"
-    table = np.asarray(told(name, grid, draw(grid)[2])["relative_bias"])
+    table = np.asarray(context(name, grid, draw(grid)[2])["relative_bias"])
     inside = moved % size
     apart = inside[:, None] - inside[None] + np.array(size) - 1
     apart = np.where(same[..., None], apart, 0)
@@ -246,7 +247,7 @@ def test_windows_are_swins(grid, layer, size):
 def test_neighbourhoods_move_inwards_at_the_edges(grid, size):
     if any(s > n for s, n in zip(size, grid, strict=True)):
         pytest.skip("larger than the grid")
-    at = places(grid)
+    at = positions(grid)
     start = np.clip(at - np.array(size) // 2, 0, np.array(grid) - size)
     ahead = at[None] - start[:, None]
     assert_brute(f"neighbourhood{size}", grid, ((ahead >= 0) & (ahead < size)).all(axis=-1))
@@ -254,18 +255,18 @@ def test_neighbourhoods_move_inwards_at_the_edges(grid, size):
 
 @pytest.mark.parametrize("grid", [(2, 2, 2), (3, 4, 5), (5, 3, 3)])
 def test_strided_global_sees_even_distances(grid):
-    at = places(grid)
+    at = positions(grid)
     assert_brute("strided_global", grid, ((at[:, None] - at[None]) % 2 == 0).all(axis=-1))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_strides_in_time(stride):
     grid = (5, 2, 2)
-    at = places(grid)
-    here = (at[:, None, 1:] == at[None, :, 1:]).all(axis=-1)
+    at = positions(grid)
+    same = (at[:, None, 1:] == at[None, :, 1:]).all(axis=-1)
     apart = at[:, None, 0] - at[None, :, 0]
-    assert_brute(f"dilated_time({stride})", grid, here & (apart % stride == 0))
-    assert_brute(f"strided_time({stride})", grid, here & (at[None, :, 0] % stride == 0))
+    assert_brute(f"dilated_time({stride})", grid, same & (apart % stride == 0))
+    assert_brute(f"strided_time({stride})", grid, same & (at[None, :, 0] % stride == 0))
 
 
 def test_causal_time_is_unmoved_by_the_future():
@@ -280,7 +281,7 @@ def test_trajectories_are_motionformers():
     """Equations 2 to 4 of the paper, query by query, with the released code's projections."""
     grid = (3, 2, 2)
     q, k, v = draw(grid)
-    given = told("trajectory", grid, v)
+    given = context("trajectory", grid, v)
     ours = np.asarray(PATTERNS["trajectory"](q, k, v, dense, **given))[0]
     q, k, v = (np.asarray(x, np.float64)[0] for x in (q, k, v))
     project = lambda x, n: (
@@ -341,8 +342,8 @@ def test_a_pattern_must_name_its_axes():
         pattern("nothing", axes="x")
 
 
-def test_what_patterns_may_ask_is_what_they_are_told():
+def test_what_patterns_may_ask_is_what_they_are_context():
     for name in PATTERNS:
         found = PATTERNS[name]
-        known = {*TOLD, *found.parameters(2, 4, **found.options), *found.options}
-        assert {*found.needs, *found.options} <= known
+        known = {*CONTEXT_ARGS, *found.parameters(2, 4, **found.options), *found.options}
+        assert {*found.context_args, *found.options} <= known

@@ -1,8 +1,8 @@
 """Which tokens meet (patterns) and how softmax(QK)V is computed (kernels). Pure functions."""
 
-import vivit.attention.windows  # noqa: F401  (its patterns register themselves)
-from vivit.attention.demand import Demand
+from vivit.attention import chunks, fused, ring, windows  # noqa: F401  (their entries register)
 from vivit.attention.kernels import KERNELS, Kernel, kernel
 from vivit.attention.patterns import PATTERNS, Pattern, pattern
+from vivit.attention.requirements import KernelRequirements
 
-__all__ = ["KERNELS", "PATTERNS", "Demand", "Kernel", "Pattern", "kernel", "pattern"]
+__all__ = ["KERNELS", "PATTERNS", "Kernel", "KernelRequirements", "Pattern", "kernel", "pattern"]

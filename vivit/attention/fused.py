@@ -1,70 +1,98 @@
 """The platform's own attention: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
 
+from collections.abc import Callable
 from functools import cache, partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from vivit.attention.chunks import heads_first, heads_last
-from vivit.attention.demand import Demand
+from vivit.attention.dropout import WeightDropout
+from vivit.attention.kernels import Bias, Keys, Mask, Mixed, Queries, Values, kernel
+from vivit.attention.requirements import KernelRequirements
 
 LANES = 128  # splash attention's blocks and channels come in multiples of a TPU's lanes
 
 
-def why_not_fused(demand: Demand) -> str:
-    """Why this process's platform can't meet a demand, or ""."""
+def unsupported_reason(requirements: KernelRequirements) -> str:
+    """Returns why this process's platform cannot meet the requirements, or "" where it can."""
     platform = jax.default_backend()
+    if (requirements.value_channels or 0) > requirements.channels:
+        return f"it takes no values of more channels than the keys' {requirements.channels}"
     if platform == "gpu":
-        return _why_not_cudnn(demand)
+        return _unsupported_by_cudnn(requirements)
     if platform == "tpu":
-        return _why_not_splash(demand)
+        return _unsupported_by_splash(requirements)
     return f"it needs an NVIDIA GPU with cuDNN or a TPU, and this process runs on {platform}"
 
 
-def attend_fused(q, k, v, **options):
-    """`vivit.attention.kernels.fused`; ValueError where it can't run."""
-    reason = why_not_fused(Demand.of(q, options))
+@kernel("fused", unsupported=unsupported_reason, auto_order=0)
+def fused(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    *,
+    bias: Bias | None = None,
+    mask: Mask | None = None,
+    soft_cap: float | None = None,
+    dropout: WeightDropout | None = None,
+) -> Mixed:
+    """Returns what the platform's own kernel gives: cuDNN's on NVIDIA GPUs, Pallas splash attention
+    on TPUs. Raises ValueError where it cannot run."""
+    requirements = KernelRequirements.of_call(
+        q, v, bias=bias, mask=mask, soft_cap=soft_cap, dropout=dropout
+    )
+    reason = unsupported_reason(requirements)
     if reason:
         raise ValueError(f'kernel "fused" can\'t run: {reason}; use kernel="auto" or "chunked"')
     if jax.default_backend() == "gpu":
         return by_cudnn(q, k, v, implementation="cudnn")
-    return by_splash(q, k, v, soft_cap=options.get("soft_cap"))
+    return by_splash(q, k, v, soft_cap=soft_cap)
 
 
-def _why_not_cudnn(demand: Demand) -> str:
-    """JAX's door to cuDNN. Masks and biases stay outside on purpose: with an explicit mask its
-    backward pass gives NaN at lengths of 64 more than a multiple of 128 (pytorch#196678), and it
-    has a bias's gradient for a batch of one only (jax#30593)."""
+def _unsupported_by_cudnn(requirements: KernelRequirements) -> str:
+    """Requirements of JAX's cuDNN attention. Masks and biases are rejected deliberately: with an
+    explicit mask its backward pass gives NaN at lengths of 64 more than a multiple of 128
+    (pytorch#196678), and it has a bias's gradient for a batch of one only (jax#30593)."""
+    dtype, channels = requirements.dtype, requirements.channels
     problems = []
-    if demand.dtype not in ("bfloat16", "float16"):
-        problems.append(f'cuDNN computes in bfloat16, not {demand.dtype} (model.dtype="bfloat16")')
-    if demand.channels % 8 or demand.channels > 128:
+    if dtype not in ("bfloat16", "float16"):
+        problems.append(f'cuDNN computes in bfloat16, not {dtype} (model.dtype="bfloat16")')
+    if channels % 8 or channels > 128:
         problems.append(
-            f"cuDNN takes channels per head in multiples of 8 up to 128, not {demand.channels}"
+            f"cuDNN takes channels per head in multiples of 8 up to 128, not {channels}"
         )
-    if demand.options():
-        problems.append(f"cuDNN has no sound {', '.join(demand.options())}")
+    if requirements.options:
+        problems.append(f"cuDNN has no sound {', '.join(requirements.options)}")
     return "; ".join(problems)
 
 
-def by_cudnn(q, k, v, *, implementation: str):
-    """implementation: as in jax.nn.dot_product_attention; "xla" checks this on any machine."""
+def by_cudnn(q: Queries, k: Keys, v: Values, *, implementation: Literal["cudnn", "xla"]) -> Mixed:
+    """Returns attention by `jax.nn.dot_product_attention`.
+
+    implementation: "cudnn", or "xla" to check this function on any machine.
+    """
     *sets, n, h, channels = q.shape
     values = v.shape[-1]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, channels - values)))  # it wants them equal
+    # cuDNN's queries, keys and values have the same number of channels.
+    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, channels - values)))
     out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
     return out[..., :values].reshape(*sets, n, h, values)
 
 
-def _why_not_splash(demand: Demand) -> str:
-    lacks = [name for name in demand.options() if name != "soft_cap"]
+def _unsupported_by_splash(requirements: KernelRequirements) -> str:
+    lacks = [name for name in requirements.options if name != "soft_cap"]
     return f"splash attention has no {', '.join(lacks)}" if lacks else ""
 
 
-def by_splash(q, k, v, *, soft_cap: float | None = None, interpret: bool = False):
-    """Splash attention of sets of any length: padding is a segment of its own.
+def by_splash(
+    q: Queries, k: Keys, v: Values, *, soft_cap: float | None = None, interpret: bool = False
+) -> Mixed:
+    """Returns splash attention of sets of any length: padding is a segment of its own.
 
     interpret: run the TPU kernel's program on any machine, slowly, to check it.
     """
@@ -74,7 +102,7 @@ def by_splash(q, k, v, *, soft_cap: float | None = None, interpret: bool = False
     m, g = k.shape[-3:-1]
     values = v.shape[-1]
     q = q * q.shape[-1] ** -0.5  # splash doesn't scale
-    q, k, v = (_pad_to_lanes(heads_first(x)) for x in (q, k, v))
+    q, k, v = (_pad_to_lanes(heads_first(x)) for x in (q, k, v))  # [z, h, n, k]
     if h > g:  # grouped: splash's keys have as many heads as its queries
         k, v = (jnp.repeat(x, h // g, axis=1) for x in (k, v))
     real = [np.arange(x.shape[2]) < length for x, length in ((q, n), (k, m))]
@@ -85,12 +113,14 @@ def by_splash(q, k, v, *, soft_cap: float | None = None, interpret: bool = False
 
 
 @cache
-def _splash(heads: int, n: int, m: int, soft_cap: float | None, interpret: bool):
+def _splash(
+    heads: int, n: int, m: int, soft_cap: float | None, interpret: bool
+) -> Callable[..., Any]:
+    """Returns (q [h, n, k], k [h, m, k], v [h, m, c]) -> [h, n, c], splash attention of one set."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     mask = splash_attention.MultiHeadMask([splash_attention.FullMask((n, m))] * heads)
-    block = lambda length: max(b for b in (LANES, 2 * LANES, 4 * LANES) if length % b == 0)
-    rows, columns = block(n), block(m)
+    rows, columns = _block(n), _block(m)
     sizes = splash_attention.BlockSizes(
         block_q=rows,
         block_kv=columns,
@@ -112,7 +142,11 @@ def _splash(heads: int, n: int, m: int, soft_cap: float | None, interpret: bool)
         )
 
 
-def _pad_to_lanes(x):
-    """Tokens and channels [z, h, n, k] padded with zeros to multiples of the lanes."""
+def _block(length: int) -> int:
+    return max(b for b in (LANES, 2 * LANES, 4 * LANES) if length % b == 0)
+
+
+def _pad_to_lanes(x: Float[Array, "z h n k"]) -> Float[Array, "z h padded_n padded_k"]:
+    """Returns tokens and channels padded with zeros to multiples of the lanes."""
     more = [(0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, -x.shape[3] % LANES)]
     return jnp.pad(x, more)

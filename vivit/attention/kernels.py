@@ -4,6 +4,7 @@ Every kernel has the signature of `dense` and equals it in values and gradients.
 and sums are float32 whatever the inputs are; the result has the dtype of the values.
 """
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vivit.attention.chunks import CHUNK, attend_in_chunks
-from vivit.attention.demand import Demand
 from vivit.attention.dropout import WeightDropout, dropout_factors
-from vivit.attention.fused import attend_fused, why_not_fused
-from vivit.attention.ring import attend_by_all_to_all, attend_in_ring
-from vivit.registry import OptionRegistry, Options
+from vivit.attention.requirements import CALL_OPTIONS, KernelRequirements
+from vivit.registry import OptionRegistry, Options, check_arguments, keyword_defaults
 
 Queries: TypeAlias = Float[Array, "*sets n h k"]
 Keys: TypeAlias = Float[Array, "*sets m g k"]  # h is a multiple of g, the heads of keys and values
@@ -35,25 +33,51 @@ log = logging.getLogger(__name__)
 class Kernel:
     """A registered kernel.
 
-    attend: (q, k, v, *, bias, mask, soft_cap, dropout) -> what the queries get.
-    why_not: demand -> why it can't be met here, or "" where it can.
+    attend: (q, k, v, **call options, **options) -> the result for each query. Its keyword-only
+        arguments in CALL_OPTIONS are those that a call may have, the others its options.
+    unsupported: requirements -> why they cannot be met on this platform, or "" where they can.
     over_devices: whether it splits sets over the devices of a mesh, and runs only within one.
-    softmax: whether it equals `dense`, so that another such kernel may stand in for it.
+    softmax: whether it equals `dense`, so that another such kernel may replace it.
+    general: whether it takes any lengths, channels and dtype on every platform.
+    auto_order: its place among the kernels that "auto" tries; None if "auto" never takes it.
+    auto_scores: the number of scores of a head up to which "auto" takes it; None for any number.
     options: keyword arguments that a config may give in its name, with their defaults.
     """
 
     name: str
     attend: Callable[..., Mixed]
-    why_not: Callable[[Demand], str]
+    unsupported: Callable[[KernelRequirements], str] = lambda requirements: ""
     over_devices: bool = False
     softmax: bool = True
+    general: bool = False
+    auto_order: int | None = None
+    auto_scores: int | None = None
     options: Options = field(default_factory=Options)
 
-    def __call__(self, q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-        return self.attend(q, k, v, **self.options, **options)
+    def __call__(self, q: Queries, k: Keys, v: Values, **call_options: Any) -> Mixed:
+        """Returns the result for each query.
 
-    def check(self, demand: Demand, *, pattern: str) -> None:
-        reason = self.why_not(demand)
+        A call option that is None counts as not given. Raises ValueError for one that the kernel
+        does not take.
+        """
+        given = {name: value for name, value in call_options.items() if value is not None}
+        check_arguments(f"kernel {self.name!r}", self.call_options, given)
+        return self.attend(q, k, v, **self.options, **given)
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """The keyword-only arguments of `attend` that are not options, with their defaults."""
+        arguments = keyword_defaults(self.attend)
+        return {name: value for name, value in arguments.items() if name not in self.options}
+
+    def unsupported_reason(self, requirements: KernelRequirements) -> str:
+        """Returns why requirements cannot be met on this platform, or "" where they can."""
+        lacking = [name for name in requirements.options if name not in self.call_options]
+        return f"it has no {', '.join(lacking)}" if lacking else self.unsupported(requirements)
+
+    def check(self, requirements: KernelRequirements, *, pattern: str) -> None:
+        """Raises ValueError where the kernel cannot meet the requirements of a pattern."""
+        reason = self.unsupported_reason(requirements)
         if reason:
             raise ValueError(
                 f"kernel {self.name!r} can't compute pattern {pattern!r}: {reason}; "
@@ -64,24 +88,33 @@ class Kernel:
 KERNELS: OptionRegistry[Kernel] = OptionRegistry("attention kernel")
 
 
-def kernel(
-    name: str,
-    *,
-    why_not: Callable[[Demand], str] = lambda demand: "",
-    over_devices: bool = False,
-    softmax: bool = True,
-    **options: int,
-):
-    """Registers the decorated function as a kernel; any config may then name it."""
+def kernel(name: str, **fields: Any) -> Callable[[Callable[..., Mixed]], Callable[..., Mixed]]:
+    """Returns a decorator that registers a function as a kernel; any config may then name it.
 
-    def register(attend):
-        KERNELS.add(name, Kernel(name, attend, why_not, over_devices, softmax, Options(options)))
+    fields: further fields of `Kernel`. The function's keyword-only arguments are of CALL_OPTIONS,
+    and for the rest options with defaults. Raises ValueError for another one without a default.
+    """
+
+    def register(attend: Callable[..., Mixed]) -> Callable[..., Mixed]:
+        arguments = keyword_defaults(attend)
+        options = {key: value for key, value in arguments.items() if key not in CALL_OPTIONS}
+        unknown = [key for key, value in options.items() if value is inspect.Parameter.empty]
+        if unknown:
+            raise ValueError(
+                f"kernel {name!r} takes {', '.join(unknown)}; a call has "
+                f"{', '.join(CALL_OPTIONS)}, and options need a default"
+            )
+        KERNELS.add(name, Kernel(name, attend, options=Options(options), **fields))
         return attend
 
     return register
 
 
-@kernel("dense")
+# Scores of a head up to which dense is the faster one on CPUs (docs/attention.md has the figures).
+DENSE_UP_TO = 512 * 512
+
+
+@kernel("dense", general=True, auto_order=1, auto_scores=DENSE_UP_TO)
 def dense(
     q: Queries,
     k: Keys,
@@ -92,7 +125,7 @@ def dense(
     soft_cap: float | None = None,
     dropout: WeightDropout | None = None,
 ) -> Mixed:
-    """The readable reference; holds all n·m scores of every head at once.
+    """Returns softmax(QKᵀ/√k)V; the readable reference, which holds all n·m scores of every head.
 
     soft_cap: scores become cap·tanh(score / cap) before the bias; Gemma 2 (2408.00118), section
         2, after Bello et al. (1611.09940).
@@ -120,72 +153,46 @@ def dense(
         weights = weights / jnp.where(total == 0, 1, total)
     if dropout is not None:
         rows = jnp.arange(scores[..., 0].size, dtype=jnp.uint32).reshape(*scores.shape[:-1], 1)
-        weights = weights * dropout_factors(
-            dropout, rows, jnp.arange(scores.shape[-1], dtype=jnp.uint32)
-        )
+        columns = jnp.arange(scores.shape[-1], dtype=jnp.uint32)
+        weights = weights * dropout_factors(dropout, rows, columns)
     return jnp.einsum("...hnm,...mhc->...nhc", weights.astype(v.dtype), v)
 
 
-@kernel("chunked", chunk=CHUNK)
-def chunked(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-    """Equal to `dense`, but holds only a block of scores of every head, forward and backward.
-
-    Online softmax over blocks of keys (Rabe & Staats, 2112.05682, section 3); the backward pass
-    keeps only the log-sum-exp of each row and recomputes the scores (FlashAttention, 2205.14135,
-    appendix B.2). Options are those of `dense`, and `chunk`: the longest block, in a config
-    "chunked(256)". Blocks are equal, and a set no longer than that is one.
-    """
-    return attend_in_chunks(q, k, v, **options)
-
-
-@kernel("fused", why_not=why_not_fused)
-def fused(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-    """The platform's own kernel: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
-    return attend_fused(q, k, v, **options)
-
-
-def _ring_why_not(demand: Demand) -> str:
-    return "it has no dropout of attention weights" if demand.dropout else ""
-
-
-@kernel("ring", why_not=_ring_why_not, over_devices=True, chunk=CHUNK)
-def ring(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-    """Exact over tokens that are split over devices: keys and values go around the ring.
-
-    Liu et al. (2310.01889). Needs parallel.sequence > 1 and lengths that it divides. Each device
-    holds its own tokens and one neighbour's, and blocks of scores as in `chunked`.
-    """
-    return attend_in_ring(q, k, v, **options)
-
-
-@kernel("ulysses", why_not=_ring_why_not, over_devices=True, chunk=CHUNK)
-def ulysses(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-    """Exact over tokens that are split over devices: heads are split instead, while they attend.
-
-    DeepSpeed Ulysses, Jacobs et al. (2309.14509). Needs parallel.sequence > 1 that divides the
-    lengths and the heads of queries and of keys.
-    """
-    return attend_by_all_to_all(q, k, v, **options)
-
-
-# Scores of a head up to which dense is the faster one on CPUs (docs/attention.md has the figures).
-DENSE_UP_TO = 512 * 512
-
-
 @kernel("auto")
-def auto(q: Queries, k: Keys, v: Values, **options: Any) -> Mixed:
-    """The platform's own where it can run, else dense for short sets and chunked for long ones.
+def auto(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    *,
+    bias: Bias | None = None,
+    mask: Mask | None = None,
+    soft_cap: float | None = None,
+    dropout: WeightDropout | None = None,
+) -> Mixed:
+    """Returns what the first kernel by `auto_order` gives that can meet the call's requirements.
 
-    What it chose is logged once.
+    That is the platform's own kernel where it can run, else dense for short sets and chunked for
+    long ones. The choice is logged once.
     """
-    demand = Demand.of(q, options)
+    options = {"bias": bias, "mask": mask, "soft_cap": soft_cap, "dropout": dropout}
+    requirements = KernelRequirements.of_call(q, v, **options)
     n, m = q.shape[-3], k.shape[-3]
-    if not why_not_fused(demand) and v.shape[-1] <= q.shape[-1]:
-        name = "fused"
-    else:
-        name = "dense" if n * m <= DENSE_UP_TO else "chunked"
-    _log_choice(name, n, m, str(q.dtype), tuple(demand.options()))
-    return KERNELS[name](q, k, v, **options)
+    chosen = first_suitable(requirements, n * m)
+    _log_choice(chosen.name, n, m, requirements.dtype, requirements.options)
+    return chosen(q, k, v, **options)
+
+
+def first_suitable(requirements: KernelRequirements, scores: int) -> Kernel:
+    """Returns the first kernel by `auto_order` for these requirements and `scores` of a head."""
+    entries = [KERNELS[name] for name in KERNELS]
+    suitable = [
+        (entry.auto_order, entry.name)
+        for entry in entries
+        if entry.auto_order is not None
+        and (entry.auto_scores is None or scores <= entry.auto_scores)
+        and not entry.unsupported_reason(requirements)
+    ]
+    return KERNELS[min(suitable)[1]]
 
 
 @cache

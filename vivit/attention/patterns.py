@@ -1,14 +1,14 @@
-"""Patterns: which tokens of a space-time grid meet.
+"""Patterns: which tokens of a space-time grid attend to each other.
 
 A pattern takes queries, keys and values `[B, T, S, h, k]` and a kernel, hands the kernel sets of
-tokens that attend to each other, and puts what comes back on the grid. It must be linear in the
+tokens that attend to each other, and puts the results back on the grid. It must be linear in the
 values and may give them another number of channels than the keys: `vivit.analysis` reads the
 attention weights off any pattern by passing it values of its own.
 
 A config names a pattern, with options where it has any: "window", "window(4, 7, 7)" or
-"window(rows=5)". Docstrings end with pictures of a small grid, its steps side by side: Q is a query
-that sees itself and every #, q one that sees every # but not itself. Tests hold every pattern to
-its picture.
+"window(rows=5)". Docstrings end with pictures of a small grid, its time steps side by side: Q is a
+query that sees itself and every #, q one that sees every # but not itself. Tests compare every
+pattern with its picture.
 """
 
 import inspect
@@ -21,32 +21,36 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vivit.attention.kernels import Kernel
+from vivit.attention.kernels import Keys, Mixed, Queries, Values
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
-from vivit.registry import OptionRegistry, Options
+from vivit.registry import OptionRegistry, Options, keyword_defaults
 
-# What a pattern may ask to be told, by a keyword-only argument of that name.
-TOLD = ("space", "layer", "values")
-Attend = Kernel | Callable[..., Any]
+# What the model can hand to a pattern, by a keyword-only argument of that name: `space`, the rows
+# and columns of a time step; `layer`, the index of the layer in its stage; `values` of the forward
+# pass, for weights that are made from them.
+CONTEXT_ARGS = ("space", "layer", "values")
+Attend = Callable[..., Float[Array, "..."]]  # a kernel
+Space = tuple[int, int]  # rows and columns of a time step
+# Of a pattern's parameters, by name: the shape, and the name of an initialiser.
+Parameters = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
 class Pattern:
     """A registered pattern and what a model must know of it.
 
-    name: without options. axes: the grid axes along which it mixes tokens: "t", "s" or "ts".
-    class_token: whether class tokens and registers may stand among the tokens that meet.
+    name: without options.
+    axes: the grid axes along which it mixes tokens: "t", "s" or "ts".
+    class_token: whether class tokens and registers may be among the tokens that meet.
     heads_multiple: the number of heads must be a multiple of this.
-    asks: what it hands a kernel beside tokens: "bias", "mask".
+    kernel_options: what it hands a kernel besides tokens: "bias", "mask".
     scores: (t, y, x, **options) -> scores of one head and clip.
-    check: (t, y, x, **options) raises ValueError where it can't work on that grid.
+    check: (t, y, x, **options) raises ValueError where it cannot work on that grid.
     parameters: (heads, channels, **options) -> name -> (shape, name of an initialiser); `mix`
         gets them as keyword-only arguments.
-    projections: dense layers after the attention. tied_class_token: it leaves out a class token
-        that the clip's steps share, which the other patterns of its block mix.
     over_devices: whether its sets can be split over devices at all.
-    follows_places: whether a token meets its own place in other steps as such; those that mix
-        along "t" alone always do.
+    needs_fixed_positions: whether it goes by the positions of tokens, so that it cannot follow a
+        reduction that moves them. False for patterns that take a time step's tokens as a set.
     """
 
     name: str
@@ -54,60 +58,85 @@ class Pattern:
     axes: str
     class_token: bool = False
     heads_multiple: int = 1
-    asks: tuple[str, ...] = ()
+    kernel_options: tuple[str, ...] = ()
     scores: Callable[..., int] | None = None
     check: Callable[..., None] = lambda t, y, x, **options: None
-    parameters: Callable[..., Mapping[str, tuple]] = lambda heads, channels, **options: {}
-    projections: int = 1
-    tied_class_token: bool = False
+    parameters: Callable[..., Parameters] = lambda heads, channels, **options: {}
     over_devices: bool = True
-    follows_places: bool = False
+    needs_fixed_positions: bool = True
     options: Options = field(default_factory=Options)
 
     def __call__(
-        self, q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, **told: Any
+        self, q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, **context: Any
     ) -> MixedGrid:
-        """Mixes; of what it is told (`TOLD` and its parameters) it takes what it asks for."""
-        wanted = {name: told[name] for name in self.needs if name in told}
-        return self.mix(q, k, v, attend, **wanted, **self.options)
+        """Applies the pattern, passing only the keyword arguments that it declares."""
+        arguments = {name: context[name] for name in self.context_args if name in context}
+        return self.mix(q, k, v, attend, **arguments, **self.options)
 
     @property
-    def needs(self) -> list[str]:
-        """Keyword-only arguments of `mix` that are no options."""
-        return [name for name in _keywords(self.mix) if name not in self.options]
+    def context_args(self) -> list[str]:
+        """The keyword-only arguments of `mix` that are not options."""
+        return [name for name in keyword_defaults(self.mix) if name not in self.options]
 
+    @property
+    def follows_values(self) -> bool:
+        """Whether its weights depend on the values of the forward pass."""
+        return "values" in self.context_args
 
-def _keywords(function: Callable) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    @property
+    def label(self) -> str:
+        """The name as a config writes it, with its options."""
+        options = ", ".join(map(str, self.options.values()))
+        return f"{self.name}({options})" if options else self.name
 
 
 PATTERNS: OptionRegistry[Pattern] = OptionRegistry("attention pattern")
 
 
-def pattern(name: str, *, axes: str = "ts", **known: Any):
-    """Registers the decorated function as a pattern; any config may then name it.
+def pattern(
+    name: str, *, axes: str = "ts", kernel_options: tuple[str, ...] = (), **fields: Any
+) -> Callable[[Callable[..., MixedGrid]], Callable[..., MixedGrid]]:
+    """Returns a decorator that registers a function as a pattern; any config may then name it.
 
-    `known` are further fields of `Pattern`. The function's keyword-only arguments are what it
-    wants to be told (`TOLD`: the rows and columns of a step, the layer's number, and the values
-    that weights are made from), its parameters, and for the rest options with defaults.
+    fields: further fields of `Pattern`. The function's keyword-only arguments are its context
+    (`CONTEXT_ARGS`), its parameters, and for the rest options with defaults.
+
+    Raises ValueError for unknown axes, unknown options of kernels, or an argument without a default
+    that is neither context nor a parameter.
     """
     if axes not in ("t", "s", "ts"):
         raise ValueError(f'{axes=} of pattern {name!r} must be "t", "s" or "ts"')
+    if set(kernel_options) - {"bias", "mask"}:
+        raise ValueError(f'{kernel_options=} of pattern {name!r} must be of "bias" and "mask"')
 
-    def register(mix):
+    def register(mix: Callable[..., MixedGrid]) -> Callable[..., MixedGrid]:
         options = {
-            name: default
-            for name, default in _keywords(mix).items()
-            if default is not inspect.Parameter.empty and name not in TOLD
+            argument: default
+            for argument, default in keyword_defaults(mix).items()
+            if default is not inspect.Parameter.empty and argument not in CONTEXT_ARGS
         }
-        PATTERNS.add(name, Pattern(name, mix, axes, options=Options(options), **known))
+        entry = Pattern(
+            name, mix, axes, kernel_options=kernel_options, options=Options(options), **fields
+        )
+        parameters = entry.parameters(entry.heads_multiple, 8, **options)
+        unknown = set(entry.context_args) - {*CONTEXT_ARGS, *parameters}
+        if unknown:
+            raise ValueError(
+                f"pattern {name!r} takes {', '.join(sorted(unknown))}; the model gives "
+                f"{', '.join((*CONTEXT_ARGS, *parameters))}, and options need a default"
+            )
+        PATTERNS.add(name, entry)
         return mix
 
     return register
 
 
-@pattern("joint", class_token=True, scores=lambda t, y, x: (t * y * x) ** 2)
+@pattern(
+    "joint",
+    class_token=True,
+    needs_fixed_positions=False,
+    scores=lambda t, y, x: (t * y * x) ** 2,
+)
 def joint(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     """Every token meets every token of the clip: (T·S)² scores. ViViT (2103.15691), model 1.
 
@@ -121,9 +150,15 @@ def joint(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     return rearrange(attend(q, k, v), "B (T S) h k -> B T S h k", T=steps)
 
 
-@pattern("space", axes="s", class_token=True, scores=lambda t, y, x: t * (y * x) ** 2)
+@pattern(
+    "space",
+    axes="s",
+    class_token=True,
+    needs_fixed_positions=False,
+    scores=lambda t, y, x: t * (y * x) ** 2,
+)
 def space(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
-    """Tokens of one step meet: T·S² scores. ViViT (2103.15691), models 2 and 3.
+    """Tokens of one time step meet: T·S² scores. ViViT (2103.15691), models 2 and 3.
 
     Q of `space` sees #:
 
@@ -135,7 +170,7 @@ def space(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
 
 @pattern("time", axes="t", class_token=True, scores=lambda t, y, x: y * x * t**2)
 def time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
-    """Tokens of one place meet: S·T² scores. ViViT (2103.15691), models 2 and 3.
+    """Tokens of one position in space meet: S·T² scores. ViViT (2103.15691), models 2 and 3.
 
     Q of `time` sees #:
 
@@ -147,30 +182,8 @@ def time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
 
 
 @pattern(
-    "divided_time",
-    axes="t",
-    scores=lambda t, y, x: y * x * t**2,
-    projections=2,
-    tied_class_token=True,
-)
-def divided_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
-    """`time` as TimeSformer has it: S·T² scores. TimeSformer (2102.05095), section 3.
-
-    A second dense layer follows the output's (its released code's temporal_fc, which starts at
-    zero), and the clip's class token takes no part.
-
-    Q of `divided_time` sees #:
-
-        Q . | # .
-        . . | . .
-    """
-    return time(q, k, v, attend)
-
-
-@pattern(
     "split_heads",
     heads_multiple=2,
-    follows_places=True,
     scores=lambda t, y, x: (t * (y * x) ** 2 + y * x * t**2) // 2,
 )
 def split_heads(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
@@ -188,15 +201,18 @@ def split_heads(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedG
         Q # | . .
         # # | . .
     """
-    first, second = zip(*(jnp.split(x, 2, axis=3) for x in (q, k, v)), strict=True)
-    return jnp.concatenate([time(*first, attend), space(*second, attend)], axis=3)
+    (q_time, q_space), (k_time, k_space), (v_time, v_space) = (
+        jnp.split(x, 2, axis=3) for x in (q, k, v)
+    )
+    over_time = time(q_time, k_time, v_time, attend)
+    return jnp.concatenate([over_time, space(q_space, k_space, v_space, attend)], axis=3)
 
 
 @pattern("height", axes="s", scores=lambda t, y, x: t * x * y**2)
-def height(
-    q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: tuple[int, int]
-) -> MixedGrid:
-    """Tokens of one column of a step meet: T·X·Y² scores. Axial attention (1912.12180), section 3.
+def height(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: Space) -> MixedGrid:
+    """Tokens of one column of a time step meet: T·X·Y² scores.
+
+    Axial attention (1912.12180), section 3.
 
     Q of `height` sees #:
 
@@ -209,10 +225,10 @@ def height(
 
 
 @pattern("width", axes="s", scores=lambda t, y, x: t * y * x**2)
-def width(
-    q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: tuple[int, int]
-) -> MixedGrid:
-    """Tokens of one row of a step meet: T·Y·X² scores. Axial attention (1912.12180), section 3.
+def width(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: Space) -> MixedGrid:
+    """Tokens of one row of a time step meet: T·Y·X² scores.
+
+    Axial attention (1912.12180), section 3.
 
     Q of `width` sees #:
 
@@ -225,13 +241,16 @@ def width(
 
 
 @pattern(
-    "causal_time", axes="t", asks=("mask",), scores=lambda t, y, x: y * x * t * (t + 1) // 2
-)  # fmt: skip
+    "causal_time",
+    axes="t",
+    kernel_options=("mask",),
+    scores=lambda t, y, x: y * x * t * (t + 1) // 2,
+)
 def causal_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
-    """Tokens of one place see their own step and earlier ones: S·T·(T+1)/2 scores.
+    """Tokens of one position in space see their time step and earlier ones: S·T·(T+1)/2 scores.
 
-    For streaming: a step's result does not change when later steps arrive. The causal mask is
-    that of Vaswani et al. (1706.03762), section 3.2.3.
+    For streaming: the result for a time step does not change when later ones arrive. The causal
+    mask is that of Vaswani et al. (1706.03762), section 3.2.3.
 
     Q of `causal_time` sees #:
 
@@ -241,7 +260,7 @@ def causal_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedG
     steps = q.shape[1]
     mask = np.tril(np.ones((steps, steps), bool))
 
-    def attend_to_the_past(q, k, v):
+    def attend_to_the_past(q: Queries, k: Keys, v: Values) -> Mixed:
         return attend(q, k, v, mask=jnp.asarray(mask))
 
     return time(q, k, v, attend_to_the_past)
@@ -250,16 +269,17 @@ def causal_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedG
 @pattern(
     "dilated_time",
     axes="t",
-    asks=("mask",),
+    kernel_options=("mask",),
     scores=lambda t, y, x, stride: y * x * sum(-(-(t - i % stride) // stride) for i in range(t)),
     check=lambda t, y, x, stride: _check_stride("dilated_time", stride, t),
 )
 def dilated_time(
     q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, stride: int = 2
 ) -> MixedGrid:
-    """Tokens of one place meet if their steps are a multiple of `stride` apart: S·T²/stride scores.
+    """Tokens of one position in space meet if a multiple of `stride` time steps apart.
 
-    The strided pattern of Sparse Transformers (1904.10509), section 4.3, along time.
+    S·T²/stride scores. The strided pattern of Sparse Transformers (1904.10509), section 4.3, along
+    time.
 
     Q of `dilated_time(2)` sees #:
 
@@ -287,7 +307,7 @@ def dilated_time(
 def strided_time(
     q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, stride: int = 2
 ) -> MixedGrid:
-    """Tokens of one place see steps 0, stride, 2·stride, ...: S·T²/stride scores.
+    """Tokens of one position in space see time steps 0, stride, ...: S·T²/stride scores.
 
     Keys and values are subsampled and queries are not, as in PVT's spatial reduction
     (2102.12122, section 3.3) with a plain stride for its reduction.
@@ -304,10 +324,14 @@ def strided_time(
 
 def _check_stride(name: str, stride: int, steps: int) -> None:
     if stride > steps:
-        raise ValueError(f"{stride=} of {name!r} is larger than the grid's {steps} steps")
+        raise ValueError(f"{stride=} of {name!r} is larger than the grid's {steps} time steps")
 
 
-def _trajectory_parameters(heads: int, channels: int) -> dict[str, tuple]:
+Pools = Float[Array, "B T S U h c"]
+
+
+def _trajectory_parameters(heads: int, channels: int) -> Parameters:
+    """Returns the three projections of the second attention."""
     names = [f"trajectory_{name}" for name in ("query", "key", "value")]
     kernels = {f"{n}_kernel": ((heads * channels, heads, channels), "xavier") for n in names}
     return kernels | {f"{n}_bias": ((heads, channels), "zeros") for n in names}
@@ -317,6 +341,7 @@ def _trajectory_parameters(heads: int, channels: int) -> dict[str, tuple]:
     "trajectory",
     scores=lambda t, y, x: (t * y * x) ** 2 + t * y * x * t,
     parameters=_trajectory_parameters,
+    needs_fixed_positions=False,
     over_devices=False,
 )
 def trajectory(
@@ -333,12 +358,12 @@ def trajectory(
     trajectory_value_bias: Float[Array, "h k"],
     values: KeyGrid | None = None,
 ) -> MixedGrid:
-    """Each token pools every step for itself, then attends over its T pools: (T·S)² + T²·S scores.
+    """Each token pools every time step, then attends over its T pools: (T·S)² + T²·S scores.
 
     Motionformer (2106.05392), section 3.2, equations 2 to 4, exactly (not its Orthoformer
     approximation). Of the two published readings this is the released code's: the second
     attention's projections are full D x D maps with biases over all heads' channels, and its
-    query is the pool of the token's own step; the paper's equations can also be read as maps
+    query is the pool of the token's time step; the paper's equations can also be read as maps
     k x k within each head.
 
     values: of the forward pass, where `v` is something else (analysis); the second attention's
@@ -353,16 +378,18 @@ def trajectory(
     queries = rearrange(q, "B T S h k -> B 1 (T S) h k")
     queries = jnp.broadcast_to(queries, (b, t, *queries.shape[2:]))
 
-    def pool(v):  # [B, T, S, U, h, c]: what each token pools of each step U
+    def pool(v: ValueGrid) -> Pools:  # what each token pools of each time step U
         return rearrange(attend(queries, k, v), "B U (T S) h c -> B T S U h c", T=t)
 
-    def project(pools, kernel, bias):
+    def project(
+        pools: Pools, kernel: Float[Array, "D h k"], bias: Float[Array, "h k"]
+    ) -> Float[Array, "B T S U h k"]:
         kernel = kernel.reshape(h, -1, *kernel.shape[1:]).astype(pools.dtype)
         return jnp.einsum("...gc,gchk->...hk", pools, kernel) + bias.astype(pools.dtype)
 
     pools = pool(v if values is None else values)
-    own = jnp.arange(t)[None, :, None, None, None, None]
-    query = jnp.take_along_axis(pools, own, axis=3)  # of each token's own step
+    step = jnp.arange(t)[None, :, None, None, None, None]
+    query = jnp.take_along_axis(pools, step, axis=3)  # of each token's time step
     query = project(query, trajectory_query_kernel, trajectory_query_bias)
     key = project(pools, trajectory_key_kernel, trajectory_key_bias)
     if values is None:

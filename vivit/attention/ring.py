@@ -1,54 +1,107 @@
 """Exact attention over tokens that are split over devices, on the mesh axis `SEQUENCE`.
 
 Every device holds n / P queries and m / P keys of each set. Other mesh axes split the first set
-axis, the clips.
+axis, the clips. In shapes within one device r and m are its rows and keys; `all` is the number of
+keys of all devices.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vivit.attention.chunks import (
     CHUNK,
+    Attended,
     Blocks,
-    Extras,
+    FoldedBias,
+    FoldedKeys,
+    FoldedMask,
+    FoldedMixed,
+    FoldedQueries,
+    FoldedValues,
+    Index,
+    RowValues,
     attend,
-    attend_in_chunks,
-    cut,
-    fold,
+    cast_gradients,
+    chunked,
+    fold_pairs,
+    fold_queries,
     gradients,
+    heads_first,
+    make_blocks,
     pad,
+    unfold,
 )
+from vivit.attention.kernels import Bias, Keys, Mask, Mixed, Queries, Values, kernel
+from vivit.mesh import SEQUENCE
 
-SEQUENCE = "sequence"
+RingBias: TypeAlias = Float[Array, "#z #g #r all"]
+RingMask: TypeAlias = Bool[Array, "#z #g #r all"]
+RingInputs: TypeAlias = tuple[
+    FoldedQueries, FoldedKeys, FoldedValues, RingBias | None, RingMask | None
+]
+RingResiduals: TypeAlias = tuple[RingInputs, FoldedMixed, RowValues]
+ForwardCarry: TypeAlias = tuple[FoldedMixed, RowValues, FoldedKeys, FoldedValues]
+BackwardCarry: TypeAlias = tuple[  # gradients of queries and bias; keys, values and their gradients
+    FoldedQueries, RingBias | None, FoldedKeys, FoldedValues, FoldedKeys, FoldedValues
+]
 
 
-def attend_in_ring(
-    q, k, v, *, bias=None, mask=None, soft_cap=None, dropout=None, chunk: int = CHUNK
-):
-    """`vivit.attention.kernels.ring`."""
-    size = _ring_size("ring", q, k, dropout)
+@kernel("ring", over_devices=True)
+def ring(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    *,
+    bias: Bias | None = None,
+    mask: Mask | None = None,
+    soft_cap: float | None = None,
+    chunk: int = CHUNK,
+) -> Mixed:
+    """Returns what `dense` returns, for tokens split over devices; keys and values go around.
 
-    def on_device(q, k, v, bias, mask):
-        q, k, v, extras, restore = fold(
-            q, k, v, bias=bias, mask=mask, dropout=None, m=k.shape[-3] * size
+    Liu et al. (2310.01889). Needs parallel.sequence > 1 and lengths that it divides. Each device
+    holds its tokens and one neighbour's, and blocks of scores as in `chunked`.
+    """
+    size = _ring_size("ring", q, k)
+
+    def on_device(q: Queries, k: Keys, v: Values, bias: Bias | None, mask: Mask | None) -> Mixed:
+        m, g = k.shape[-3:-1]
+        bias, mask = (
+            None if x is None else fold_pairs(x, q, g=g, m=m * size) for x in (bias, mask)
         )
-        blocks = cut(q, k, chunk=chunk, soft_cap=soft_cap, dtype=jnp.float32)
-        out = _ring(q, k, v, extras.bias, extras.mask, blocks, size)
-        return restore(out.astype(v.dtype))
+        inputs = fold_queries(q, g), heads_first(k), heads_first(v), bias, mask
+        blocks = make_blocks(*inputs[:2], chunk=chunk, soft_cap=soft_cap, dtype=np.dtype("float32"))
+        mixed: FoldedMixed = _ring(inputs, blocks, size)  # custom_vjp has no return type
+        return unfold(mixed.astype(v.dtype), q)
 
     return _shard_map(on_device, q, k, v, bias, mask, pairs_axis=-2)
 
 
-def attend_by_all_to_all(
-    q, k, v, *, bias=None, mask=None, soft_cap=None, dropout=None, chunk: int = CHUNK
-):
-    """`vivit.attention.kernels.ulysses`."""
-    size = _ring_size("ulysses", q, k, dropout)
+@kernel("ulysses", over_devices=True)
+def ulysses(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    *,
+    bias: Bias | None = None,
+    mask: Mask | None = None,
+    soft_cap: float | None = None,
+    chunk: int = CHUNK,
+) -> Mixed:
+    """Returns what `dense` returns, for tokens split over devices, by splitting heads instead.
+
+    DeepSpeed Ulysses, Jacobs et al. (2309.14509). Needs parallel.sequence > 1 that divides the
+    lengths and the heads of queries and of keys.
+    """
+    size = _ring_size("ulysses", q, k)
     for name, heads in (("heads", q.shape[-2]), ("kv_heads", k.shape[-2])):
         if heads % size:
             raise ValueError(
@@ -57,17 +110,17 @@ def attend_by_all_to_all(
             )
     move = partial(jax.lax.all_to_all, axis_name=SEQUENCE, tiled=True)
 
-    def on_device(q, k, v, bias, mask):
+    def on_device(q: Queries, k: Keys, v: Values, bias: Bias | None, mask: Mask | None) -> Mixed:
         tokens, heads = q.ndim - 3, q.ndim - 2
         q, k, v = (move(x, split_axis=heads, concat_axis=tokens) for x in (q, k, v))
-        out = attend_in_chunks(q, k, v, bias=bias, mask=mask, soft_cap=soft_cap, chunk=chunk)
+        out = chunked(q, k, v, bias=bias, mask=mask, soft_cap=soft_cap, chunk=chunk)
         return move(out, split_axis=tokens, concat_axis=heads)
 
     return _shard_map(on_device, q, k, v, bias, mask, pairs_axis=-3)
 
 
-def _ring_size(name: str, q, k, dropout) -> int:
-    """Devices along the sequence axis; ValueError where the kernel can't run."""
+def _ring_size(name: str, q: Queries, k: Keys) -> int:
+    """Returns the number of devices along SEQUENCE. Raises ValueError where `name` cannot run."""
     mesh = jax.sharding.get_abstract_mesh()
     size = dict(mesh.shape).get(SEQUENCE, 1)
     if size == 1:
@@ -75,8 +128,6 @@ def _ring_size(name: str, q, k, dropout) -> int:
             f'kernel "{name}" splits tokens over devices and there is no mesh axis to split them '
             f'over; set parallel.{SEQUENCE} above 1, or use kernel="chunked"'
         )
-    if dropout is not None:
-        raise ValueError(f'kernel "{name}" has no dropout of attention weights')
     for what, length in (("queries", q.shape[-3]), ("keys", k.shape[-3])):
         if length % size:
             raise ValueError(
@@ -84,37 +135,52 @@ def _ring_size(name: str, q, k, dropout) -> int:
                 "devices, which does not divide; choose a clip, a tubelet and a readout (a class "
                 "token is one token more) so that it does"
             )
-    clips = math.prod(mesh.shape[axis] for axis in _others())
+    clips = math.prod(mesh.shape[axis] for axis in _clip_axes())
     if q.ndim > 3 and q.shape[0] % clips:
-        raise ValueError(f"a batch of {q.shape[0]} clips is no multiple of {clips} devices")
+        raise ValueError(f"a batch of {q.shape[0]} clips is not a multiple of {clips} devices")
     return size
 
 
-def _others() -> tuple[str, ...]:
+def _clip_axes() -> tuple[str, ...]:
+    """Returns the mesh axes that split clips: all but SEQUENCE."""
     names = jax.sharding.get_abstract_mesh().axis_names
     return tuple(name for name in names if name != SEQUENCE)
 
 
-def _token_spec(x) -> PartitionSpec:
-    """Of queries, keys and values: split along their tokens."""
+def _token_spec(x: Shaped[Array, "*sets n h k"]) -> PartitionSpec:
+    """Returns the spec of queries, keys or values: split along their tokens."""
     axes: list[Any] = [None] * x.ndim
     axes[-3] = SEQUENCE
     if x.ndim > 3:
-        axes[0] = _others()
+        axes[0] = _clip_axes()
     return PartitionSpec(*axes)
 
 
-def _pair_spec(x, *, axis: int, ndim: int) -> PartitionSpec:
-    """Of a bias or a mask: split along `axis` (heads or queries), unless it broadcasts there."""
+def _pair_spec(x: Shaped[Array, "..."], *, axis: int, ndim: int) -> PartitionSpec:
+    """Returns the spec of a bias or a mask: split along `axis` (heads or queries), unless it
+    broadcasts there. ndim: of the queries."""
     axes: list[Any] = [None] * x.ndim
     if x.ndim >= -axis and x.shape[axis] > 1:
         axes[axis] = SEQUENCE
     if x.ndim == ndim > 3 and x.shape[0] > 1:
-        axes[0] = _others()
+        axes[0] = _clip_axes()
     return PartitionSpec(*axes)
 
 
-def _shard_map(function, q, k, v, bias, mask, *, pairs_axis: int):
+def _shard_map(
+    function: Callable[[Queries, Keys, Values, Bias | None, Mask | None], Mixed],
+    q: Queries,
+    k: Keys,
+    v: Values,
+    bias: Bias | None,
+    mask: Mask | None,
+    *,
+    pairs_axis: int,
+) -> Mixed:
+    """Returns function(q, k, v, bias, mask), each device computing it on its part of the arrays.
+
+    pairs_axis: the axis along which bias and mask are split.
+    """
     pairs = partial(_pair_spec, axis=pairs_axis, ndim=q.ndim)
     extra = tuple(None if x is None else pairs(x) for x in (bias, mask))
     return jax.shard_map(
@@ -126,80 +192,87 @@ def _shard_map(function, q, k, v, bias, mask, *, pairs_axis: int):
     )(q, k, v, bias, mask)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _ring(q, k, v, bias, mask, blocks: Blocks, size: int):
-    """On one device: its queries [z, g, n, k], its keys and values, bias and mask of its queries
-    and all keys. float32."""
-    return _ring_forward(q, k, v, bias, mask, blocks, size)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _ring(inputs: RingInputs, blocks: Blocks, size: int) -> FoldedMixed:
+    """Returns the result for the queries of one device, float32, from all keys of the ring."""
+    return _ring_forward(inputs, blocks, size)[0]
 
 
-def _pass_on(x, size: int):
-    """To the next device of the ring, from the one before."""
+def _next_device(x: Shaped[Array, "z g m k"], size: int) -> Shaped[Array, "z g m k"]:
+    """Returns the previous device's array, and sends this device's to the next one."""
     return jax.lax.ppermute(x, SEQUENCE, [(i, (i + 1) % size) for i in range(size)])
 
 
-def _holder(step, size: int):
-    """Whose keys this device holds at a step."""
+def _owner(step: Index, size: int) -> Int[Array, ""]:
+    """Returns the index of the device whose keys this device holds at a step."""
     return (jax.lax.axis_index(SEQUENCE) - step) % size
 
 
-def _columns_of(x, owner, m: int):
-    return None if x is None else jax.lax.dynamic_slice_in_dim(x, owner * m, m, axis=3)
+def _keys_of(
+    pairs: tuple[RingBias | None, RingMask | None], owner: Index, m: int
+) -> tuple[FoldedBias | None, FoldedMask | None]:
+    """Returns the columns of bias and mask for the m keys of a device."""
+    bias, mask = (
+        None if x is None else jax.lax.dynamic_slice_in_dim(x, owner * m, m, axis=3) for x in pairs
+    )
+    return bias, mask
 
 
-def _ring_forward(q, k, v, bias, mask, blocks, size):
-    def attend_to(k, v, step):
-        owner = _holder(step, size)
-        extras = Extras(*(_columns_of(x, owner, blocks.m) for x in (bias, mask)), None)
-        padded, k, v, extras = pad(q, k, v, extras, blocks)
-        attended: Any = attend(padded, k, v, *extras, blocks)
-        return tuple(x[:, :, : blocks.n] for x in attended)
+def _ring_forward(
+    inputs: RingInputs, blocks: Blocks, size: int
+) -> tuple[FoldedMixed, RingResiduals]:
+    q, k, v, bias, mask = inputs
 
-    def step(carry, number):
-        out, log_sum, k, v = carry
-        k, v = (_pass_on(x, size) for x in (k, v))
-        new_out, new_log_sum = attend_to(k, v, number)
+    def attend_to(k: FoldedKeys, v: FoldedValues, step: Index) -> Attended:
+        pairs = _keys_of((bias, mask), _owner(step, size), blocks.m)
+        attended: Attended = attend(pad((q, k, v, *pairs, None), blocks), blocks)
+        return attended[0][:, :, : blocks.n], attended[1][:, :, : blocks.n]
+
+    def step(carry: ForwardCarry, number: Index) -> tuple[ForwardCarry, None]:
+        mixed, log_sum, k, v = carry
+        k, v = (_next_device(x, size) for x in (k, v))
+        new_mixed, new_log_sum = attend_to(k, v, number)
         both = jnp.logaddexp(log_sum, new_log_sum)
         finite = jnp.where(jnp.isneginf(both), 0, both)
-        out = out * jnp.exp(log_sum - finite) + new_out * jnp.exp(new_log_sum - finite)
-        return (out, both, k, v), None
+        mixed = mixed * jnp.exp(log_sum - finite) + new_mixed * jnp.exp(new_log_sum - finite)
+        return (mixed, both, k, v), None
 
     start = (*attend_to(k, v, 0), k, v)
-    (out, log_sum, _, _), _ = jax.lax.scan(step, start, jnp.arange(1, size))
-    return out, (q, k, v, bias, mask, out, log_sum)
+    (mixed, log_sum, _, _), _ = jax.lax.scan(step, start, jnp.arange(1, size))
+    return mixed, (inputs, mixed, log_sum)
 
 
-def _ring_backward(blocks, size, saved, d_out):
-    q, k, v, bias, mask, out, log_sum = saved
-    row_sum = (d_out * out).sum(axis=-1, keepdims=True)
+def _ring_backward(
+    blocks: Blocks, size: int, residuals: RingResiduals, d_mixed: FoldedMixed
+) -> tuple[tuple[FoldedQueries, FoldedKeys, FoldedValues, RingBias | None, None]]:
+    (q, k, v, bias, mask), mixed, log_sum = residuals
+    row_sum = (d_mixed * mixed).sum(axis=-1, keepdims=True)
     more_rows = [(0, 0), (0, 0), (0, -blocks.n % blocks.rows), (0, 0)]
-    d_out, row_sum = (jnp.pad(x, more_rows) for x in (d_out.astype(v.dtype), row_sum))
+    d_mixed, row_sum = (jnp.pad(x, more_rows) for x in (d_mixed.astype(v.dtype), row_sum))
     # Padded queries weigh nothing, whatever a bias makes of their scores.
-    rows = (d_out, jnp.pad(log_sum, more_rows, constant_values=jnp.inf), row_sum)
+    log_sum = jnp.pad(log_sum, more_rows, constant_values=jnp.inf)
 
-    def step(carry, number):
+    def step(carry: BackwardCarry, number: Index) -> tuple[BackwardCarry, None]:
         d_q, d_bias, k, v, d_k, d_v = carry
-        owner = _holder(number, size)
-        extras = Extras(*(_columns_of(x, owner, blocks.m) for x in (bias, mask)), None)
-        padded, k_padded, v_padded, extras = pad(q, k, v, extras, blocks)
-        more_q, more_k, more_v, more_bias = gradients(
-            padded, k_padded, v_padded, *extras, *rows, blocks
-        )
+        owner = _owner(number, size)
+        pairs = _keys_of((bias, mask), owner, blocks.m)
+        padded = pad((q, k, v, *pairs, None), blocks)
+        more_q, more_k, more_v, more_bias = gradients(padded, d_mixed, log_sum, row_sum, blocks)
         d_q += more_q[:, :, : blocks.n]
         d_k += more_k[:, :, : blocks.m]
         d_v += more_v[:, :, : blocks.m]
-        if bias is not None:
-            part = more_bias[:, :, : bias.shape[2], : blocks.m]
+        if d_bias is not None and more_bias is not None:
+            part = more_bias[:, :, : d_bias.shape[2], : blocks.m]
             d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, part, owner * blocks.m, axis=3)
         # After as many steps as there are devices, keys and their gradients are home again.
-        return (d_q, d_bias, *(_pass_on(x, size) for x in (k, v, d_k, d_v))), None
+        k, v, d_k, d_v = (_next_device(x, size) for x in (k, v, d_k, d_v))
+        return (d_q, d_bias, k, v, d_k, d_v), None
 
-    zeros = lambda x: None if x is None else jnp.zeros(x.shape)
-    start = (zeros(q), zeros(bias), k, v, zeros(k), zeros(v))
+    d_q, d_k, d_v = (jnp.zeros(x.shape) for x in (q, k, v))
+    d_bias = None if bias is None else jnp.zeros(bias.shape)
+    start = (d_q, d_bias, k, v, d_k, d_v)
     (d_q, d_bias, _, _, d_k, d_v), _ = jax.lax.scan(step, start, jnp.arange(size))
-    d_bias = None if bias is None else d_bias.astype(bias.dtype)
-    d_q, d_k, d_v = (d.astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v)))
-    return d_q, d_k, d_v, d_bias, None
+    return ((*cast_gradients((d_q, d_k, d_v, d_bias), (q, k, v, bias)), None),)
 
 
 _ring.defvjp(_ring_forward, _ring_backward)

@@ -1,6 +1,7 @@
 """Rotary position embeddings of a space-time grid."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +10,28 @@ from jaxtyping import Array, Float
 from vivit.registry import Registry
 
 BASE = 10_000.0
-
-# Queries or keys [B, T, S, h, k] and their places (t, y, x) [T, S, 3] -> the same, turned.
-ROTATIONS: Registry[Callable[..., Array]] = Registry("rope")
+Coordinates = Float[np.ndarray, "T S 3"]  # (t, y, x) of every token
 
 
 def rotated_channels(channels: int) -> int:
-    """Channels per axis that `rotate` turns: the largest even third, as in V-JEPA 2."""
+    """Returns how many channels are rotated per axis: the largest even third, as in V-JEPA 2."""
     return channels // 3 // 2 * 2
 
 
-def rotate(
-    x: Float[Array, "B T S h k"], positions: Float[np.ndarray, "T S 3"]
-) -> Float[Array, "B T S h k"]:
-    """Queries or keys, turned by their places (t, y, x), so that scores depend on distances alone.
+def check_channels(channels: int) -> None:
+    """Raises ValueError for a number of channels per head that cannot be rotated."""
+    if channels % 2 or not rotated_channels(channels):
+        raise ValueError(
+            f"rope rotates pairs of channels along three axes and a head has {channels}; use an "
+            "even number of at least 6 (width / heads)"
+        )
+
+
+def rotate(x: Float[Array, "B T S h k"], coordinates: Coordinates) -> Float[Array, "B T S h k"]:
+    """Returns queries or keys rotated by their coordinates; scores then depend on distances alone.
 
     RoPE (2104.09864, section 3.2.2) in three dimensions as V-JEPA 2 (2506.09985, section 2.1)
-    shares out the channels: an even third turns with each axis, and what is left over does not.
+    divides the channels: an even third is rotated by each axis, and the rest is not rotated.
     Channel i of a third is paired with the one half a third further.
     """
     width = rotated_channels(x.shape[-1])
@@ -33,7 +39,7 @@ def rotate(
     for axis in range(3):
         part = x[..., axis * width : (axis + 1) * width].astype(jnp.float32)
         frequencies = BASE ** (-np.arange(width // 2) / (width // 2))
-        angles = (positions[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/6]
+        angles = (coordinates[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/6]
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         first, second = part[..., : width // 2], part[..., width // 2 :]
         parts += [first * cos - second * sin, first * sin + second * cos]
@@ -42,20 +48,20 @@ def rotate(
 
 
 def rotate_as_vjepa2(
-    x: Float[Array, "B T S h k"], positions: Float[np.ndarray, "T S 3"]
+    x: Float[Array, "B T S h k"], coordinates: Coordinates
 ) -> Float[Array, "B T S h k"]:
-    """As V-JEPA 2's released code computes it, for its weights: not quite a rotation.
+    """Returns what V-JEPA 2's released code computes, for its weights: not quite a rotation.
 
     Neighbouring channels (2i, 2i + 1) of a third are a pair, and each is multiplied by sine and
     cosine of its own angle: channel j has frequency j modulo half the third. So a pair's two angles
-    differ, and scores depend on places, not on distances alone.
+    differ, and scores depend on coordinates, not on distances alone.
     """
     width = rotated_channels(x.shape[-1])
     parts = []
     for axis in range(3):
         part = x[..., axis * width : (axis + 1) * width].astype(jnp.float32)
         frequencies = np.tile(BASE ** (-np.arange(width // 2) / (width // 2)), 2)
-        angles = (positions[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/3]
+        angles = (coordinates[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/3]
         pairs = part.reshape(*part.shape[:-1], -1, 2)
         turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(part.shape)
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -64,6 +70,21 @@ def rotate_as_vjepa2(
     return jnp.concatenate([turned, x[..., 3 * width :]], axis=-1)
 
 
-ROTATIONS.add("none", lambda x, positions: x)
-ROTATIONS.add("3d", rotate)
-ROTATIONS.add("3d_vjepa2", rotate_as_vjepa2)
+@dataclass(frozen=True)
+class Rotation:
+    """A registered rotary embedding.
+
+    rotate: (queries or keys [B, T, S, h, k], coordinates (t, y, x) [T, S, 3]) -> the rotated ones.
+    rotates: whether it needs every token's coordinates. check: channels of a head -> ValueError
+    for a number that it cannot rotate.
+    """
+
+    rotate: Callable[[Array, Coordinates], Array]
+    rotates: bool = True
+    check: Callable[[int], None] = lambda channels: None
+
+
+ROTATIONS: Registry[Rotation] = Registry("rope")
+ROTATIONS.add("none", Rotation(lambda x, coordinates: x, rotates=False))
+ROTATIONS.add("3d", Rotation(rotate, check=check_channels))
+ROTATIONS.add("3d_vjepa2", Rotation(rotate_as_vjepa2, check=check_channels))

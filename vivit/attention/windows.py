@@ -1,26 +1,31 @@
 """Patterns of bounded extent: windows, neighbourhoods, TimeSformer's local and global halves."""
 
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vivit.attention.patterns import Attend, pattern
 from vivit.axes import HeadGrid, KeyGrid, MixedGrid, ValueGrid
 
-AXES = ("steps", "rows", "columns")
+EXTENT_NAMES = ("steps", "rows", "columns")
 Extent = tuple[int, ...]  # of time, rows and columns
+Space = tuple[int, int]  # rows and columns of a time step
 Volume = Float[Array, "B T Y X h k"]
+Volumes = list[Float[Array, "B T Y X _ _"]]  # heads and channels of q, k and v may differ
+Index = int | Int[Array, ""]  # of a layer; an array in a scan over layers
 
 
 def _check_extent(name: str, grid: Extent, extent: Extent) -> None:
+    """Raises ValueError where a window or neighbourhood is larger than the grid."""
     large = [
         f"{axis}={size} (the grid has {length})"
-        for axis, size, length in zip(AXES, extent, grid, strict=True)
+        for axis, size, length in zip(EXTENT_NAMES, extent, grid, strict=True)
         if size > length
     ]
     if large:
@@ -30,18 +35,22 @@ def _check_extent(name: str, grid: Extent, extent: Extent) -> None:
         )
 
 
-def _volumes(q, k, v, space: tuple[int, int]) -> list[Volume]:
+def _volumes(q: HeadGrid, k: KeyGrid, v: ValueGrid, space: Space) -> Volumes:
+    """Returns queries, keys and values with rows and columns as axes."""
     return [rearrange(x, "B T (Y X) h k -> B T Y X h k", Y=space[0]) for x in (q, k, v)]
 
 
-def _bias_table(heads: int, channels: int, *, steps: int, rows: int, columns: int) -> dict:
+def _bias_table(
+    heads: int, channels: int, *, steps: int, rows: int, columns: int
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns the parameters of a relative position bias, for `Pattern.parameters`."""
     shape = (heads, 2 * steps - 1, 2 * rows - 1, 2 * columns - 1)
     return {"relative_bias": (shape, "normal")}
 
 
 @pattern(
     "window",
-    asks=("bias", "mask"),
+    kernel_options=("bias", "mask"),
     scores=lambda t, y, x, steps, rows, columns: t * y * x * steps * rows * columns,
     check=lambda t, y, x, steps, rows, columns: _check_extent(
         "window", (t, y, x), (steps, rows, columns)
@@ -54,8 +63,8 @@ def window(
     v: ValueGrid,
     attend: Attend,
     *,
-    space: tuple[int, int],
-    layer: Any,
+    space: Space,
+    layer: Index,
     relative_bias: Float[Array, "h _ _ _"],
     steps: int = 8,
     rows: int = 7,
@@ -85,16 +94,16 @@ def window(
     q, k, v = _volumes(q, k, v, space)
     grid = q.shape[1:4]
     halves = [s // 2 if s < length else 0 for s, length in zip(size, grid, strict=True)]
-    shift = [half * (layer % 2) for half in halves]
+    shift: list[Any] = [half * (layer % 2) for half in halves]  # jnp.roll takes traced ones too
     more = [-length % s for s, length in zip(size, grid, strict=True)]
 
-    def cut(x: Array) -> Float[Array, "B windows n h k"]:
+    def cut(x: Volume) -> Float[Array, "B windows n h k"]:
         x = jnp.pad(x, [(0, 0), *((0, extra) for extra in more), (0, 0), (0, 0)])
         x = jnp.roll(x, [-s for s in shift], axis=(1, 2, 3))
         form = "B (T t) (Y y) (X x) h k -> B (T Y X) (t y x) h k"
         return rearrange(x, form, t=steps, y=rows, x=columns)
 
-    def join(x: Array) -> MixedGrid:
+    def join(x: Float[Array, "B windows n h c"]) -> MixedGrid:
         form = "B (T Y X) (t y x) h k -> B (T t) (Y y) (X x) h k"
         t, y, _ = ((n + extra) // s for n, extra, s in zip(grid, more, size, strict=True))
         x = rearrange(x, form, T=t, Y=y, t=steps, y=rows, x=columns)
@@ -109,7 +118,7 @@ def window(
 
 
 def _relative(table: Float[Array, "h _ _ _"], size: Extent) -> Float[Array, "h n n"]:
-    """The bias of every pair of places of a window, by their distance along each axis."""
+    """Returns the bias of every pair of tokens of a window, by their distance along each axis."""
     for axis, n in zip((1, 3, 5), size, strict=True):
         # Slices, not a gather: on CPUs a gather's gradient takes longer than the attention.
         table = jnp.flip(table, axis)
@@ -119,21 +128,24 @@ def _relative(table: Float[Array, "h _ _ _"], size: Extent) -> Float[Array, "h n
     return rearrange(table, "h T t Y y X x -> h (T Y X) (t y x)").reshape(-1, n, n)
 
 
-def _window_mask(grid: Extent, size: Extent, shift: list) -> Bool[Array, "windows 1 n n"]:
-    """Which places of each window meet: those on one side of the grid's end, and no padding."""
-    meet = None
+def _window_mask(
+    grid: Extent, size: Extent, shift: Sequence[Index]
+) -> Bool[Array, "windows 1 n n"]:
+    """Returns which tokens of each window meet: those on one side of the grid's end, no padding."""
+    masks = []
     for length, s, by in zip(grid, size, shift, strict=True):
         padded = -(-length // s) * s
         origin = (jnp.arange(padded) + by) % padded
-        # 0: in place; 1: wrapped around the end; -1: padding
+        # 0: unmoved; 1: wrapped around the end; -1: padding
         side = jnp.where(origin < length, (origin < by).astype(int), -1).reshape(-1, s)
-        both = (side[:, :, None] == side[:, None, :]) & (side[:, None, :] >= 0)  # [windows, s, s]
-        meet = both if meet is None else _outer(meet, both)
-    return meet[:, None]
+        masks.append((side[:, :, None] == side[:, None, :]) & (side[:, None, :] >= 0))
+    return jnp.asarray(reduce(_outer_and, masks))[:, None]
 
 
-def _outer(a: Any, b: Any) -> Any:
-    """Of masks [A, i, j] and [B, k, l] every pair's conjunction, [A·B, i·k, j·l]."""
+def _outer_and(
+    a: Bool[Array | np.ndarray, "A i j"], b: Bool[Array | np.ndarray, "B k l"]
+) -> Bool[Array | np.ndarray, "A*B i*k j*l"]:
+    """Returns the outer logical AND of two masks."""
     both = a[:, None, :, None, :, None] & b[None, :, None, :, None, :]
     wide = both.shape
     return both.reshape(wide[0] * wide[1], wide[2] * wide[3], wide[4] * wide[5])
@@ -141,7 +153,7 @@ def _outer(a: Any, b: Any) -> Any:
 
 @pattern(
     "neighbourhood",
-    asks=("mask",),
+    kernel_options=("mask",),
     scores=lambda t, y, x, steps, rows, columns: t * y * x * steps * rows * columns,
     check=lambda t, y, x, steps, rows, columns: _check_extent(
         "neighbourhood", (t, y, x), (steps, rows, columns)
@@ -153,7 +165,7 @@ def neighbourhood(
     v: ValueGrid,
     attend: Attend,
     *,
-    space: tuple[int, int],
+    space: Space,
     steps: int = 3,
     rows: int = 7,
     columns: int = 7,
@@ -174,9 +186,7 @@ def neighbourhood(
     """
     q, k, v = _volumes(q, k, v, space)
     tiles = [Tiles(*lengths) for lengths in zip(q.shape[1:4], (steps, rows, columns), strict=True)]
-    mask = tiles[0].mask
-    for other in tiles[1:]:
-        mask = _outer(mask, other.mask)
+    mask = reduce(_outer_and, [axis.mask for axis in tiles])
     q = jnp.pad(q, [(0, 0), *((0, axis.padding) for axis in tiles), (0, 0), (0, 0)])
     form = "B (T t) (Y y) (X x) h k -> B (T Y X) (t y x) h k"
     t, y, x = (axis.size for axis in tiles)
@@ -192,8 +202,11 @@ def neighbourhood(
 class Tiles:
     """One axis cut into tiles of queries, each with the stretch of keys that its queries see.
 
-    keys: [count, stretch], which keys. mask: [count, size, stretch], who sees whom.
+    keys: which keys. mask: which queries see which keys.
     """
+
+    keys: Int[np.ndarray, "count stretch"]
+    mask: Bool[np.ndarray, "count size stretch"]
 
     def __init__(self, length: int, seen: int) -> None:
         self.length, self.size = length, min(seen, length)
@@ -210,11 +223,11 @@ class Tiles:
 
 
 def _gather(x: Volume, tiles: list[Tiles]) -> Float[Array, "B tiles m h k"]:
-    """The keys of every tile."""
-    for place, along in zip((3, 2, 1), reversed(tiles), strict=True):
-        firsts, stretch = along.keys[:, 0].tolist(), along.keys.shape[1]
-        parts = [jax.lax.slice_in_dim(x, i, i + stretch, axis=place) for i in firsts]
-        x = jnp.stack(parts, axis=place)
+    """Returns the keys, or their values, of every tile."""
+    for axis, tile in zip((3, 2, 1), reversed(tiles), strict=True):
+        firsts, stretch = tile.keys[:, 0].tolist(), tile.keys.shape[1]
+        parts = [jax.lax.slice_in_dim(x, i, i + stretch, axis=axis) for i in firsts]
+        x = jnp.stack(parts, axis=axis)
     return rearrange(x, "B T t Y y X x h k -> B (T Y X) (t y x) h k")
 
 
@@ -224,13 +237,11 @@ def _half(length: int) -> int:
 
 @pattern(
     "local",
-    asks=("mask",),
+    kernel_options=("mask",),
     scores=lambda t, y, x: t * y * x * t * _half(y) * _half(x),
 )
-def local(
-    q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: tuple[int, int]
-) -> MixedGrid:
-    """Each token sees the Y/2 x X/2 places around it in all steps: (T·S)·T·S/4 scores.
+def local(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: Space) -> MixedGrid:
+    """Each token sees the Y/2 x X/2 around it in all time steps: (T·S)·T·S/4 scores.
 
     The local half of TimeSformer's sparse local-global attention (2102.05095, section 3), which
     takes F x H/2 x W/2 patches; at the edges as `neighbourhood`.
@@ -249,15 +260,15 @@ def local(
 
 @pattern(
     "strided_global",
-    asks=("mask",),
+    kernel_options=("mask",),
     scores=lambda t, y, x: int(
         np.prod([sum(-(-(n - i % 2) // 2) for i in range(n)) for n in (t, y, x)])
     ),
 )
 def strided_global(
-    q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: tuple[int, int]
+    q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: Space
 ) -> MixedGrid:
-    """Each token sees every second step, row and column from its own: (T·S)²/8 scores.
+    """Each token sees every second time step, row and column from it on: (T·S)²/8 scores.
 
     The global half of TimeSformer's sparse local-global attention (2102.05095, section 3), a
     stride of 2 along time and both axes of space. Read as the tokens at even distances, as in

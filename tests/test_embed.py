@@ -4,9 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit.layers import POSITIONS, DropPath, Position, Tubelet, on_grid, sinusoids
+import vivit
+from vivit.model.embed import POSITION_EMBEDDINGS, Position, Tubelet, on_grid, sinusoids
+from vivit.model.layers import DropPath
 
-F32 = jnp.dtype("float32")
+
+def config(clip, tubelet, width=12, **settings):
+    """The resolved config of a joint model of one layer."""
+    sizes = {"width": width, "depth": 1, "heads": 1, "mlp_dim": 4, "classes": 2}
+    fields = {"clip": clip, "tubelet": tubelet, "family": "joint", **sizes, **settings}
+    return vivit.build(fields).config
 
 
 def init(module, *args):
@@ -15,7 +22,7 @@ def init(module, *args):
 
 def test_a_tubelet_is_a_3d_convolution():
     clips = jax.random.normal(jax.random.key(1), (2, 4, 8, 6, 3))
-    tubelet = Tubelet((2, 4, 3), 5, "tubelet", F32)
+    tubelet = Tubelet(config((4, 8, 6), (2, 4, 3), 5))
     params = init(tubelet, clips)
     convolution = nn.Conv(5, (2, 4, 3), strides=(2, 4, 3), padding="VALID")
     expected = convolution.apply({"params": params}, clips).reshape(2, 2, 4, 5)
@@ -24,7 +31,7 @@ def test_a_tubelet_is_a_3d_convolution():
 
 def test_uint8_is_scaled_to_minus_one_to_one():
     clips = jax.random.randint(jax.random.key(1), (1, 2, 4, 4, 3), 0, 256).astype(jnp.uint8)
-    tubelet = Tubelet((2, 2, 2), 5, "tubelet", F32)
+    tubelet = Tubelet(config((2, 4, 4), (2, 2, 2), 5))
     params = init(tubelet, clips)
     scaled = clips / 127.5 - 1.0
     assert float(scaled.min()) >= -1
@@ -37,10 +44,10 @@ def test_uint8_is_scaled_to_minus_one_to_one():
 
 def test_uniform_frames_see_one_central_frame_of_each_group():
     clips = jax.random.normal(jax.random.key(1), (1, 6, 4, 4, 3))
-    sampled = Tubelet((3, 2, 2), 5, "uniform_frames", F32)
+    sampled = Tubelet(config((6, 4, 4), (3, 2, 2), 5, embedding="uniform_frames"))
     params = init(sampled, clips)
     assert params["kernel"].shape == (1, 2, 2, 3, 5)
-    single = Tubelet((1, 2, 2), 5, "tubelet", F32)
+    single = Tubelet(config((2, 4, 4), (1, 2, 2), 5))
     np.testing.assert_allclose(
         sampled.apply({"params": params}, clips),
         single.apply({"params": params}, clips[:, jnp.array([1, 4])]),
@@ -48,30 +55,25 @@ def test_uniform_frames_see_one_central_frame_of_each_group():
     )
 
 
-@pytest.mark.parametrize("class_token", [False, True])
-@pytest.mark.parametrize("kind", POSITIONS)
-def test_positions_have_a_row_a_token(kind, class_token):
-    position = Position(kind, (2, 3, 4), class_token)
-    params = init(_Call(position))
-    table = _Call(position).apply({"params": params})
-    assert table.shape == (24 + class_token, 12)
+def position(kind, readout="mean"):
+    """Positions of a grid of 2 x 3 x 4."""
+    return Position(config((2, 3, 4), (1, 1, 1), position=kind, readout=readout), 0)
 
 
-class _Call(nn.Module):
-    """A module that takes the width, as one that can be initialised under jit."""
-
-    position: nn.Module
-
-    def __call__(self):
-        return self.position(12)
+@pytest.mark.parametrize("readout", ["mean", "cls"])
+@pytest.mark.parametrize("kind", POSITION_EMBEDDINGS)
+def test_positions_have_one_row_per_token(kind, readout):
+    module = position(kind, readout)
+    table = module.apply({"params": init(module)})
+    assert table.shape == (24 + (readout == "cls"), 12)
 
 
 def test_separable_positions_are_sums_over_the_axes():
-    position = _Call(Position("learned_separable", (2, 3, 4), False))
-    params = init(position)
-    tables = [params["position"][f"table_{axis}"] for axis in range(3)]
+    module = position("learned_separable")
+    params = init(module)
+    tables = [params[f"table_{axis}"] for axis in range(3)]
     assert [len(t) for t in tables] == [2, 3, 4]
-    got = position.apply({"params": params}).reshape(2, 3, 4, 12)
+    got = module.apply({"params": params}).reshape(2, 3, 4, 12)
     expected = tables[0][:, None, None] + tables[1][None, :, None] + tables[2][None, None]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -85,8 +87,7 @@ def test_sinusoids_are_sines_and_cosines():
 
 
 def test_separable_sinusoids_change_along_one_axis_in_its_own_channels():
-    position = _Call(Position("sinusoidal_separable", (2, 3, 4), False))
-    table = np.asarray(position.apply({})).reshape(2, 3, 4, 12)
+    table = np.asarray(position("sinusoidal_separable").apply({})).reshape(2, 3, 4, 12)
     np.testing.assert_array_equal(table[0, ..., 4:], table[1, ..., 4:])
     np.testing.assert_array_equal(table[:, 0, :, :4], table[:, 2, :, :4])
     assert (table[0, ..., :4] != table[1, ..., :4]).any()

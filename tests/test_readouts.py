@@ -9,16 +9,16 @@ from einops import rearrange
 import vivit
 from tests.test_model import CLIPS, TINY, init
 from vivit.analysis import capture, rollout
-from vivit.pools import POOLS, PoolFields
+from vivit.model.readout import READOUTS
 
-FIELDS = PoolFields(2, "qkv", 12, "gelu_tanh", 1e-6, jnp.dtype("float32"))
-WITH_PARAMETERS = [name for name in POOLS if POOLS[name].module]
+CONFIG = vivit.build({**TINY, "mlp_dim": 12, "family": "joint"}).config
+WITH_PARAMETERS = [name for name in READOUTS if READOUTS[name].module]
 GRID = jax.random.normal(jax.random.key(0), (3, 2, 4, 8))
 
 
 def made(name):
     """(module, parameters drawn so that none is zero)"""
-    module = POOLS[name].module(FIELDS)
+    module = READOUTS[name].module(CONFIG, 0)
     shapes = jax.eval_shape(lambda key: module.init(key, GRID, "ts"), jax.random.key(0))["params"]
     leaves, tree = jax.tree.flatten(shapes)
     draws = [np.random.default_rng(i).normal(size=x.shape) for i, x in enumerate(leaves)]
@@ -29,7 +29,7 @@ def made(name):
 @pytest.mark.parametrize("name", WITH_PARAMETERS)
 def test_each_set_is_pooled_on_its_own(name, axes):
     module, params = made(name)
-    out, shares = module.apply({"params": params}, GRID, axes)
+    out, weights = module.apply({"params": params}, GRID, axes)
     expected = {"s": (3, 2, 1, 8), "t": (3, 1, 4, 8), "ts": (3, 1, 1, 8)}[axes]
     assert out.shape == expected
     sets = {
@@ -39,14 +39,13 @@ def test_each_set_is_pooled_on_its_own(name, axes):
     }
     alone = module.apply({"params": params}, rearrange(GRID, sets[axes]), axes).out
     np.testing.assert_allclose(out.reshape(-1, 8), alone.reshape(-1, 8), atol=1e-5)
-    if shares is not None:
-        dims = tuple("ts".index(a) + 1 for a in axes)
-        np.testing.assert_allclose(shares.sum(axis=dims), 1, atol=1e-5)
+    dims = tuple("ts".index(a) + 1 for a in axes)
+    np.testing.assert_allclose(weights.sum(axis=dims), 1, atol=1e-5)
 
 
 def test_attention_pooling_as_big_vision_writes_it():
     """Its MAPHead: attention of a probe, then x + mlp(norm(x))."""
-    module, params = made("map")
+    module, params = made("map_head")
     x = np.asarray(GRID).reshape(3, 8, 8)
     p = jax.tree.map(np.asarray, params)
     project = lambda part, y: np.einsum("...d,dhk->...hk", y, p[part]["kernel"]) + p[part]["bias"]
@@ -74,7 +73,7 @@ def test_mean_then_norm_is_not_norm_then_mean():
 
 
 @pytest.mark.parametrize("family", ["joint", "factorised_encoder"])
-@pytest.mark.parametrize("name", list(POOLS))
+@pytest.mark.parametrize("name", list(READOUTS))
 def test_every_readout_has_a_rollout(name, family):
     model = vivit.build({**TINY, "family": family, "readout": name})
     params = init(model)
@@ -83,5 +82,5 @@ def test_every_readout_has_a_rollout(name, family):
     shares = np.asarray(rollout(maps))
     assert shares.shape == (2, 2, 4)
     np.testing.assert_allclose(shares.sum(axis=(1, 2)), 1, atol=1e-5)
-    weighs = name in ("attentive", "attention", "map")
-    assert all((given is not None) == weighs for given in maps.shares)
+    weighs = name in ("mean_then_norm", "vjepa2_pool", "videoprism_pool", "map_head")
+    assert all((given is not None) == weighs for given in maps.weights_of_readout)
