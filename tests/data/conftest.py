@@ -2,13 +2,33 @@
 
 import pytest
 
-import vivit.data.published  # noqa: F401
+import vivit.dataprep.published  # noqa: F401
 from tests.data.films import film
-from vivit.data.convert import convert
-from vivit.data.prepare import prepare_manifest
-from vivit.data.staging import Spec
+from vivit.data.pipeline import eval_batches, train_batches
+from vivit.data.settings import DataSettings, ViewsSettings
+from vivit.data.sources import open_split
+from vivit.dataprep.convert import convert
+from vivit.dataprep.prepare import prepare_manifest
+from vivit.dataprep.staging import Spec
 
 FORMATS = ("h264", "jpeg", "raw")
+
+
+def opened(name, root, *, split, label, **fields):
+    """A split of a data set; fields: of DataSettings."""
+    return open_split(DataSettings(str(name), str(root), label, **fields), split)
+
+
+def load(split, *, frames, seed=0, start=0, process=0, processes=1, **fields):
+    """Batches of training; fields: of DataSettings."""
+    by = {"frames": frames, "seed": seed, "start": start, "process": process}
+    return train_batches(DataSettings(**fields), split, processes=processes, **by)
+
+
+def load_views(split, *, frames, views=1, process=0, processes=1, **fields):
+    """Batches of an evaluation; fields: of DataSettings."""
+    settings = DataSettings(views=ViewsSettings(temporal=views), **fields)
+    return eval_batches(settings, split, frames=frames, process=process, processes=processes)
 
 
 @pytest.fixture(scope="session")

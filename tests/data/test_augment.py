@@ -9,11 +9,15 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vivit.data import colour, randaugment
-from vivit.data.augment import Augment, erase, mix
-from vivit.data.randaugment import FILL, OPERATIONS
-from vivit.data.sources import Split, WholeClips
+from vivit.data.augment import AUGMENTATIONS, Augmentation, erase, make_augmentation, mix
+from vivit.data.randaugment import FILL, OPERATIONS, Operation
+from vivit.data.settings import AugmentSettings
+from vivit.data.split import Split
+from vivit.data.whole_clips import WholeClips
+from vivit.registry import Options
 
 SHAPE = (3, 32, 40, 3)
+RANDAUGMENT = dict(OPERATIONS._items)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +125,13 @@ def test_geometric_operations_move_where_they_say(clip):
 
 
 def test_hue_is_that_of_colorsys(clip):
-    turned = np.asarray(colour.turn_hue(jnp.asarray(clip, jnp.float32), jnp.float32(0.2)))
+    turned = np.asarray(colour.adjust_hue(jnp.asarray(clip, jnp.float32), jnp.float32(0.2)))
     for y, x in ((0, 0), (5, 9), (31, 39), (17, 20)):
         h, s, v = colorsys.rgb_to_hsv(*(clip[1, y, x] / 255))
         expected = np.array(colorsys.hsv_to_rgb((h + 0.2) % 1, s, v)) * 255
         np.testing.assert_allclose(turned[1, y, x], expected, atol=0.01)
     grey = jnp.full((1, 2, 2, 3), 77.0)
-    np.testing.assert_allclose(colour.turn_hue(grey, jnp.float32(0.3)), grey)
+    np.testing.assert_allclose(colour.adjust_hue(grey, jnp.float32(0.3)), grey)
 
 
 def test_grey_is_pillows_luma(clip):
@@ -159,13 +163,14 @@ def batch_of(count, seed=0, extent=(40, 60)):
         "clips": jnp.asarray(rng.integers(0, 256, (count, 2, *extent, 3), np.uint8)),
         "extents": jnp.tile(jnp.array(extent, jnp.int32), (count, 1)),
         "labels": jnp.asarray(rng.integers(0, 2, count), jnp.int32),
-        "mask": jnp.ones(count),
-        "positions": jnp.arange(count, dtype=jnp.uint32),
+        "valid": jnp.ones(count),
+        "indices": jnp.arange(count, dtype=jnp.uint32),
     }
 
 
 def run(config, batch, split=None, size=(32, 32), key=7):
-    augment = Augment(**config).build(split_of() if split is None else split, size)
+    settings = AugmentSettings(**config)
+    augment = make_augmentation(settings, split_of() if split is None else split, size)
     return jax.jit(augment)(batch, jax.random.key(key))
 
 
@@ -173,7 +178,7 @@ def test_the_result_is_as_the_model_takes_it():
     out = run(EVERYTHING, batch_of(4))
     assert out["clips"].shape == (4, 2, 32, 32, 3)
     assert out["clips"].dtype == jnp.uint8
-    assert ((out["share"] >= 0) & (out["share"] <= 1)).all()
+    assert ((out["label_weight"] >= 0) & (out["label_weight"] <= 1)).all()
 
 
 def test_a_draw_depends_on_the_position_alone():
@@ -228,8 +233,9 @@ def test_flips_take_their_labels_along():
     np.testing.assert_array_equal(
         out["labels"], jnp.where(flipped, 1 - batch["labels"], batch["labels"])
     )
+    split = split_of(names=("left", "sit"), mirrored=(-1, 1))
     with pytest.raises(ValueError, match="flip=0.5: left tell left from right.*set flip=0"):
-        Augment(flip=0.5).build(split_of(names=("left", "sit"), mirrored=(-1, 1)), (32, 32))
+        make_augmentation(AugmentSettings(flip=0.5), split, (32, 32))
 
 
 def test_scale_jitter_scales_and_fits():
@@ -264,21 +270,21 @@ def test_mixing_pairs_neighbours_and_their_labels():
             out["other_labels"].tolist()
             == batch["labels"].reshape(4, 2)[:, ::-1].reshape(-1).tolist()
         )
-        np.testing.assert_allclose(out["share"][::2], out["share"][1::2], atol=1e-6)
+        np.testing.assert_allclose(out["label_weight"][::2], out["label_weight"][1::2], atol=1e-6)
         other = clips.reshape(4, 2, *clips.shape[1:])[:, ::-1].reshape(clips.shape)
-        share = out["share"][:, None, None, None, None]
+        share = out["label_weight"][:, None, None, None, None]
         if alpha["mixup"]:
             np.testing.assert_allclose(mixed, share * clips + (1 - share) * other, atol=1e-3)
         else:
             own = (mixed == clips).all(axis=(1, 4))  # [B, H, W]
             pasted = (mixed == other).all(axis=(1, 4))
             assert (own | pasted).all()
-            np.testing.assert_allclose(own.mean(axis=(1, 2)), out["share"], atol=0.02)
+            np.testing.assert_allclose(own.mean(axis=(1, 2)), out["label_weight"], atol=0.02)
             assert own[0].sum(axis=0).std() > 0  # a box, no rows
-    padded = {**batch, "mask": jnp.array([1, 0, 1, 1, 1, 1, 1, 1.0])}
+    padded = {**batch, "valid": jnp.array([1, 0, 1, 1, 1, 1, 1, 1.0])}
     mixed, out = mix(clips, padded, keys, mixup=1.0, cutmix=0.0)
     np.testing.assert_array_equal(mixed[0], clips[0])
-    assert out["share"][0] == 1.0
+    assert out["label_weight"][0] == 1.0
     with pytest.raises(ValueError, match="3 on a device is odd"):
         mix(clips[:3], {k: v[:3] for k, v in batch.items()}, keys[:3], mixup=1.0, cutmix=0.0)
 
@@ -287,14 +293,14 @@ def test_erasing_covers_one_box_of_every_frame():
     clip = jnp.zeros((2, 60, 80, 3))
     covered = []
     for i in range(20):
-        out = np.asarray(erase(jax.random.key(i), clip, 1.0))
+        out = np.asarray(erase(jax.random.key(i), clip, probability=1.0))
         np.testing.assert_array_equal(out[0], out[1])
         inside = out[0].any(axis=-1)
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.99
         covered.append(inside.mean())
     assert 0.01 < min(covered) < max(covered) < 0.36
-    assert not np.asarray(erase(jax.random.key(0), clip, 0.0)).any()
+    assert not np.asarray(erase(jax.random.key(0), clip, probability=0.0)).any()
 
 
 def test_without_any_step_nothing_changes():
@@ -305,7 +311,34 @@ def test_without_any_step_nothing_changes():
 
 
 def test_mistakes_are_named_all_at_once():
-    with pytest.raises(ValueError, match=r"flip=1.5 is no probability; hue=0.9 .*; crop='left'"):
-        Augment(flip=1.5, hue=0.9, crop="left")
+    with pytest.raises(ValueError, match=r"flip=1.5 is not a probability; hue=0.9 .*; crop='left'"):
+        AugmentSettings(flip=1.5, hue=0.9, crop="left")
     with pytest.raises(ValueError, match=r"short_side=\(20, 40\) is smaller than the model's"):
-        Augment(short_side=(20, 40)).build(split_of(), (32, 32))
+        make_augmentation(AugmentSettings(short_side=(20, 40)), split_of(), (32, 32))
+
+
+def test_a_registered_augmentation_is_what_runs_last(monkeypatch):
+    """With its options, on every clip, after the crop, and with draws of its clip alone."""
+    monkeypatch.setattr(AUGMENTATIONS, "_items", {**AUGMENTATIONS._items})
+    shift = lambda key, clip, *, by: clip * 0 + jnp.round(by * jax.random.uniform(key) + 1)
+    AUGMENTATIONS.add("shift", Augmentation(shift, Options(by=50.0)))
+    out = np.asarray(run({"extra": ("shift(100.0)",)}, batch_of(4))["clips"])
+    values = out.reshape(4, -1)
+    assert (values == values[:, :1]).all()
+    assert len(set(values[:, 0])) > 1
+    assert values.max() > 51
+    other = np.asarray(run({"extra": ("erase(1.0)", "shift(100.0)")}, batch_of(4))["clips"])
+    assert not (other == out).all()  # the second step has a key of its own
+    with pytest.raises(ValueError, match="unknown augmentation 'shuffle'"):
+        run({"extra": ("shuffle",)}, batch_of(4))
+
+
+def test_a_registered_operation_is_drawn(clip, monkeypatch):
+    monkeypatch.setattr(OPERATIONS, "_items", {})
+    for name in ("rotate", "shear_x"):
+        OPERATIONS.add(name, RANDAUGMENT[name])
+    OPERATIONS.add("black", Operation(lambda m, _: m, apply=lambda x, _: jnp.zeros_like(x)))
+    clips = jnp.asarray(clip, jnp.float32)
+    draw = jax.jit(lambda key: randaugment.randaugment(clips, key, count=1, magnitude=0.0))
+    drawn = [not draw(key).any() for key in jax.random.split(jax.random.key(0), 30)]
+    assert 3 < sum(drawn) < 20

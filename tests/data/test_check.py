@@ -4,9 +4,10 @@ import shutil
 import pytest
 
 from tests.data.films import film, sound
-from vivit.data.__main__ import main
-from vivit.data.check import check
-from vivit.data.manifest import Classes, Clip, Manifest, read_manifest, write_manifest
+from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
+from vivit.dataprep.__main__ import main
+from vivit.dataprep.check import check
+from vivit.dataprep.manifest_files import write_manifest
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def messy(tmp_path):
     (tmp_path / "page.mp4").write_bytes(b"<html>")
     names = ["good0", "good1", "good2", "good3", "fast", "short", "copy", "leak", "sound", "page"]
     clips = [
-        Clip(f"{name}.mp4", "test" if name == "leak" else "train", {"label": i % 2}, id=name)
+        ClipRow(f"{name}.mp4", "test" if name == "leak" else "train", {"label": i % 2}, id=name)
         for i, name in enumerate([*names, "gone"])
     ]
     write_manifest(tmp_path / "m.csv", Manifest(tuple(clips), {"label": Classes(("<b>", "c"))}))
@@ -58,7 +59,7 @@ def test_decoding_finds_what_the_packets_do_not_show(tmp_path):
     start = data.index(b"mdat") + 3000
     data[start : start + 800] = bytes(800)
     (tmp_path / "holes.mp4").write_bytes(data)
-    clips = (Clip("holes.mp4", "train", {"label": 0}),)
+    clips = (ClipRow("holes.mp4", "train", {"label": 0}),)
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
     assert check(tmp_path / "m.csv").kinds == {}
     assert check(tmp_path / "m.csv", decode=True).kinds == {"damaged": 1}

@@ -10,11 +10,12 @@ import pytest
 
 from tests.data import films
 from tests.data.films import film, number_of, turned
-from vivit.data import decode, guard
-from vivit.data.decode import Damaged
-from vivit.data.files import fetch, locate
-from vivit.data.footage import open_file
-from vivit.data.manifest import Clip
+from vivit.data import decode, decode_pool
+from vivit.data.files import fetch, locate, videos_below
+from vivit.data.manifest import ClipRow
+from vivit.data.settings import ReadLimits
+from vivit.data.video import ClipReadError
+from vivit.data.video_files import open_video
 
 COUNT = 60
 UNEVEN = np.cumsum(np.random.default_rng(0).integers(10, 90, COUNT)).tolist()  # milliseconds
@@ -188,8 +189,6 @@ def damaged_files(folder):
     files["socket.mp4"] = "not a file"
     outside = folder.parent / "outside.mp4"
     outside.write_bytes(data)
-    (folder / "link.mp4").symlink_to(outside)
-    files["link.mp4"] = "outside"
     (folder / "broken_link.mp4").symlink_to(folder / "nothing.mp4")
     files["broken_link.mp4"] = "missing"
     files["../outside.mp4"] = "outside"
@@ -199,18 +198,50 @@ def damaged_files(folder):
     return files
 
 
-def read_all(clip, folder):
-    footage = open_file(clip, folder)
-    return footage.read(np.arange(len(footage.times)), None)
+def open_file(row, root, **fields):
+    return open_video(row, root, limits=ReadLimits(**fields))
+
+
+def read_all(row, root, **fields):
+    video = open_file(row, root, **fields)
+    return video.read(np.arange(len(video.times)), None)
 
 
 def test_damage_is_refused_by_name_in_the_child(tmp_path):
     folder = tmp_path / "root"
     folder.mkdir()
     for name, kind in damaged_files(folder).items():
-        with pytest.raises(Damaged) as caught:
-            read_all(Clip(name, "train", {"label": 0}), folder)
+        with pytest.raises(ClipReadError) as caught:
+            read_all(ClipRow(name, "train", {"label": 0}), folder)
         assert caught.value.kind == kind, (name, str(caught.value))
+
+
+def test_links_are_followed_unless_they_are_refused(tmp_path):
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    (disk / "sub").mkdir(parents=True)
+    root.mkdir()
+    film(disk / "sub" / "a.mp4", frames=3)
+    (root / "sub").symlink_to(disk / "sub")
+    (root / "b.mp4").symlink_to(disk / "sub" / "a.mp4")
+    (disk / "sub" / "again").symlink_to(root)  # a cycle
+    assert videos_below(root) == ["b.mp4", "sub/a.mp4"]
+    for name in ("b.mp4", "sub/a.mp4"):
+        row = ClipRow(name, "train", {})
+        assert len(read_all(row, root)) == 3
+        with pytest.raises(ClipReadError, match="symbolic link") as caught:
+            read_all(row, root, follow_links=False)
+        assert caught.value.kind == "outside"
+    for name in ("../disk/sub/a.mp4", "sub/../b.mp4", str(disk / "sub" / "a.mp4")):
+        with pytest.raises(ClipReadError) as caught:
+            read_all(ClipRow(name, "train", {}), root)
+        assert caught.value.kind == "outside"
+    with pytest.raises(ValueError, match="no video files"):
+        videos_below(root, follow_links=False)
+    (root / "real.mp4").write_bytes((disk / "sub" / "a.mp4").read_bytes())
+    assert videos_below(root, follow_links=False) == ["real.mp4"]
+    linked = tmp_path / "linked_root"  # the root is the user's choice
+    linked.symlink_to(root)
+    assert len(read_all(ClipRow("real.mp4", "train", {}), linked, follow_links=False)) == 3
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "webm", "avi", "mpegts"])
@@ -223,7 +254,7 @@ def test_a_truncated_file_gives_the_right_frames_or_none(container, share):
     try:
         found = decode.index(data)
         numbers = [number_of(frame) for frame in decode.read(data, found.pts)]
-    except Damaged:
+    except ClipReadError:
         return
     assert container != "mp4"  # whose index says how many frames there must be
     # Every frame is the one of its time; the last B-frames may be lost before a later frame is.
@@ -232,8 +263,8 @@ def test_a_truncated_file_gives_the_right_frames_or_none(container, share):
 
 def test_a_wrong_name_is_no_damage(tmp_path):
     film(tmp_path / "really_webm.mp4", container="webm", codec="libvpx-vp9", frames=9)
-    footage = open_file(Clip("really_webm.mp4", "train", {}), tmp_path)
-    numbers = [number_of(x) for x in footage.read(np.arange(9), None)]
+    video = open_file(ClipRow("really_webm.mp4", "train", {}), tmp_path)
+    numbers = [number_of(x) for x in video.read(np.arange(9), None)]
     assert numbers == list(range(9))
 
 
@@ -244,14 +275,14 @@ def test_one_frame_is_a_video():
 
 
 def test_a_frame_too_large_is_refused_before_it_is_decoded(good):
-    with pytest.raises(Damaged, match="96 x 64 pixels are larger than the 6000") as caught:
-        guard.index(str(good), largest_frame=6000)
+    with pytest.raises(ClipReadError, match="96 x 64 pixels are larger than the 6000") as caught:
+        decode_pool.index(str(good), largest_frame=6000)
     assert caught.value.kind == "too large"
     huge = film(frames=1, size=(8192, 8192), codec="mjpeg", pix_fmt="yuvj420p")
-    with pytest.raises(Damaged, match="8192 x 8192 pixels are larger") as caught:
-        guard.index(data=huge)
+    with pytest.raises(ClipReadError, match="8192 x 8192 pixels are larger") as caught:
+        decode_pool.index(data=huge)
     assert caught.value.kind == "too large"
-    assert guard.index(data=huge, largest_frame=8192 * 8192).height == 8192
+    assert decode_pool.index(data=huge, largest_frame=8192 * 8192).height == 8192
 
 
 def test_bit_flips_never_give_another_frame(good):
@@ -266,9 +297,9 @@ def test_bit_flips_never_give_another_frame(good):
         flipped = bytearray(data)
         flipped[place // 8] ^= 1 << (place % 8)
         try:
-            found = guard.index(data=bytes(flipped), timeout=20.0)
-            frames = guard.read(data=bytes(flipped), pts=found.pts, timeout=20.0)
-        except Damaged:
+            found = decode_pool.index(data=bytes(flipped), timeout=20.0)
+            frames = decode_pool.read(data=bytes(flipped), pts=found.pts, timeout=20.0)
+        except ClipReadError:
             refused += 1
             continue
         if place < media:
@@ -283,13 +314,13 @@ def test_a_checksum_in_the_manifest_refuses_every_flip(good, tmp_path):
     data = good.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     (tmp_path / "a.mp4").write_bytes(data)
-    assert open_file(Clip("a.mp4", "train", {}, sha256=digest), tmp_path).times.shape == (COUNT,)
+    assert open_file(ClipRow("a.mp4", "train", {}, sha256=digest), tmp_path).times.shape == (COUNT,)
     for place in (40, len(data) // 2, len(data) - 1):
         flipped = bytearray(data)
         flipped[place] ^= 1
         (tmp_path / "a.mp4").write_bytes(flipped)
-        with pytest.raises(Damaged, match="is not the file that the manifest's sha256 is of"):
-            open_file(Clip("a.mp4", "train", {}, sha256=digest), tmp_path)
+        with pytest.raises(ClipReadError, match="is not the file that the manifest's sha256 is of"):
+            open_file(ClipRow("a.mp4", "train", {}, sha256=digest), tmp_path)
 
 
 def test_uris_stay_below_their_root(tmp_path):
@@ -301,15 +332,15 @@ def test_uris_stay_below_their_root(tmp_path):
     path, data = fetch(locate(root, "a.mp4"))
     assert path is None
     assert len(decode.index(data).pts) == 3
-    footage = open_file(Clip("memory://videos/in/a.mp4", "train", {}), root)
-    assert [number_of(x) for x in footage.read(np.arange(3), None)] == [0, 1, 2]
+    video = open_file(ClipRow("memory://videos/in/a.mp4", "train", {}), root)
+    assert [number_of(x) for x in video.read(np.arange(3), None)] == [0, 1, 2]
     for outside in ("../a.mp4", "memory://videos/b.mp4", "gs://other/a.mp4"):
-        with pytest.raises(Damaged) as caught:
+        with pytest.raises(ClipReadError) as caught:
             locate(root, outside)
         assert caught.value.kind == "outside"
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(ClipReadError) as caught:
         locate(tmp_path, "https://example.org/a.mp4")
     assert caught.value.kind == "outside"
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(ClipReadError) as caught:
         fetch(locate(root, "b.mp4"))
     assert caught.value.kind == "unreadable"

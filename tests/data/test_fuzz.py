@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.conftest import load, opened
 from tests.data.films import film, number_of
-from vivit.data import guard
-from vivit.data.decode import Damaged
+from vivit.data import decode_pool
 from vivit.data.files import fetch
-from vivit.data.pipeline import train_batches
-from vivit.data.sources import open_split
+from vivit.data.video import ClipReadError
 
 COUNT = 24
 SEEDS = {
@@ -54,22 +53,22 @@ def mutate(data, rng):
 @pytest.mark.slow
 def test_5000_mutated_files_end_in_an_answer():
     """Right frames or an error, within the time; what decoders can't see, the checksum does."""
-    guard.counts.clear()
+    decode_pool.counts.clear()
     rng, answers = np.random.default_rng(0), Counter()
     seeds = {name: film(frames=COUNT, **fields) for name, fields in SEEDS.items()}
     for i in range(5000):
         name = list(seeds)[i % len(seeds)]
         data = mutate(seeds[name], rng)
         try:
-            found = guard.index(data=data, timeout=10.0)
-            frames = guard.read(data=data, pts=found.pts[:64], timeout=10.0)
-        except Damaged as error:
+            found = decode_pool.index(data=data, timeout=10.0)
+            frames = decode_pool.read(data=data, pts=found.pts[:64], timeout=10.0)
+        except ClipReadError as error:
             answers[error.kind] += 1
             continue
         numbers = [number_of(frame) for frame in frames]
         right = numbers == list(range(len(numbers))) and frames.shape[1:] == (64, 96, 3)
         answers["right" if right else "other pictures"] += 1
-    print(dict(answers), dict(guard.counts))
+    print(dict(answers), dict(decode_pool.counts))
     assert sum(answers.values()) == 5000
     assert answers["right"] > 100
     assert answers["other pictures"] < 1000  # whole files of another content
@@ -84,7 +83,7 @@ def test_a_checksum_refuses_every_mutation(tmp_path):
         (tmp_path / "a.mp4").write_bytes(other)
         if other == data:
             continue
-        with pytest.raises(Damaged, match="sha256"):
+        with pytest.raises(ClipReadError, match="sha256"):
             fetch(str(tmp_path / "a.mp4"), sha256=digest)
         assert i >= 0
 
@@ -96,8 +95,8 @@ def resident(pid):
 
 @pytest.mark.slow
 def test_memory_is_flat_over_20000_clips(prepared):
-    split = open_split("h264", prepared, split="train", label="label")
-    batches = train_batches(split, frames=8, batch_size=10, seed=0)
+    split = opened("h264", prepared, split="train", label="label")
+    batches = load(split, frames=8, batch_size=10)
 
     def use(count):
         for _ in range(count // 10):

@@ -1,20 +1,13 @@
 import pytest
 
-from vivit.data.manifest import (
-    UNLABELLED,
-    Classes,
-    Clip,
-    Manifest,
-    mirror_names,
-    read_manifest,
-    write_manifest,
-)
+from vivit.data.manifest import UNLABELLED, Classes, ClipRow, Manifest, mirror_names, read_manifest
+from vivit.dataprep.manifest_files import write_manifest
 
 CLIPS = Manifest(
     (
-        Clip("a/1.mp4", "train", {"verb": 1, "noun": 0}, 0.5, 2.25, "first"),
-        Clip("a/1.mp4", "train", {"verb": 0, "noun": 1}, 2.25, None, "second", "ab12"),
-        Clip("b, 2.mp4", "test", {"verb": UNLABELLED, "noun": UNLABELLED}, id="third"),
+        ClipRow("a/1.mp4", "train", {"verb": 1, "noun": 0}, 0.5, 2.25, "first"),
+        ClipRow("a/1.mp4", "train", {"verb": 0, "noun": 1}, 2.25, None, "second", "ab12"),
+        ClipRow("b, 2.mp4", "test", {"verb": UNLABELLED, "noun": UNLABELLED}, id="third"),
     ),
     {"verb": Classes(("cut", "wash")), "noun": Classes(("cup", "left hand"), {"left hand": None})},
 )
@@ -68,11 +61,11 @@ def test_all_mistakes_are_told_at_once_with_their_rows(tmp_path):
         "row 3: unknown label 'hop' (of 2 classes)",
         "row 4: label 7 is not in 0 .. 1",
         "row 5: label -1 is not in 0 .. 1",
-        "row 6: label 0.5 is no whole number",
+        "row 6: label 0.5 is not a whole number",
         "row 7: no path",
-        "row 8: split '' is no word",
+        "row 8: split '' is not a word",
         "row 9: ends at 2 s, before its start at 5 s",
-        "row 10: start 'soon' is no number of seconds",
+        "row 10: start 'soon' is not a number of seconds",
     ):
         assert line in str(error.value)
 
@@ -86,9 +79,11 @@ def test_all_mistakes_are_told_at_once_with_their_rows(tmp_path):
         ((5, None), (0, 5), False),
     ],
 )
-def test_splits_may_not_share_footage(tmp_path, first, second, shared):
+def test_splits_may_not_share_video(tmp_path, first, second, shared):
     clips = tuple(
-        Clip("a.mp4", split, {"label": 0}, *(None if t is None else float(t) for t in times), split)
+        ClipRow(
+            "a.mp4", split, {"label": 0}, *(None if t is None else float(t) for t in times), split
+        )
         for split, times in (("train", first), ("test", second))
     )
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("x",))}))
@@ -125,7 +120,7 @@ def test_numbers_as_tables_write_them(tmp_path):
     for values, told in (
         (("0", "-1"), "row 3: label -1 is not in 0 .. 0"),
         (("0", "run"), "label mixes numbers and names, such as 'run'"),
-        (("0", "1700000000"), r"label 1.7e\+09 is no class number"),
+        (("0", "1700000000"), r"label 1.7e\+09 is not a class number"),
     ):
         rows = "".join(f"{i}.mp4,train,{value}\n" for i, value in enumerate(values))
         with pytest.raises(ValueError, match=told):
@@ -135,9 +130,9 @@ def test_numbers_as_tables_write_them(tmp_path):
 def test_names_by_hand_still_know_their_mirror_images(tmp_path):
     rows = "path,split,label\na.mp4,train,pull left\n"
     names = '{"label": {"names": ["pull left", "pull right"]}}'
-    assert read_manifest(write(tmp_path, rows, names)).classes["label"].mirrored() == [1, 0]
+    assert read_manifest(write(tmp_path, rows, names)).classes["label"].flip_label() == [1, 0]
     for broken in ('{"label": ["a"]}', "{"):
-        with pytest.raises(ValueError, match="m.classes.json is not as it must be"):
+        with pytest.raises(ValueError, match="m.classes.json must have the form"):
             read_manifest(write(tmp_path, rows, broken))
     for flip in ('{"pull left": "pull right"}', '{"push left": null}'):
         wrong = names.replace("}}", f', "flip": {flip}}}}}')
@@ -155,6 +150,6 @@ def test_mirror_images_of_classes():
         "going left": None,
     }
     classes = Classes(tuple(names), mirror_names(names))
-    assert classes.mirrored() == [1, 0, 3, 2, UNLABELLED, 5]
+    assert classes.flip_label() == [1, 0, 3, 2, UNLABELLED, 5]
     assert mirror_names(["clockwise", "anticlockwise"])["clockwise"] == "anticlockwise"
     assert mirror_names(["copyright", "bright"]) == {}

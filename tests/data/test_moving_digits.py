@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.data.conftest import opened
 from vivit.data import moving_digits as md
+from vivit.dataprep.prepare import prepare_registered
 
 OPPOSITES = (("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"), ("grow", "shrink"))
 
@@ -72,14 +74,12 @@ def test_directions_are_what_their_names_say():
 
 
 def test_no_image_is_in_two_splits(data_root):
-    from vivit.data.sources import open_split
-
     _, digits = md.load_digits()
     chosen = md.split_images(digits)
     everything = np.concatenate(list(chosen.values()))
     assert len(np.unique(everything)) == len(everything) == 1797
     for split, images in chosen.items():
-        records = open_split("moving_digits", data_root, split=split, label="motion").reader.records
+        records = opened("moving_digits", data_root, split=split, label="motion").reader.records
         assert {int(r["image"]) for r in records} <= set(images.tolist())
 
 
@@ -91,13 +91,11 @@ def test_published_sizes():
 
 
 def test_preparation_is_deterministic(data_root, tmp_path, monkeypatch):
-    from vivit.data.sources import open_split, prepare
-
     monkeypatch.setattr(md, "SPLITS", {"train": 32, "validation": 16, "test": 21})
-    prepare("moving_digits", tmp_path)
+    prepare_registered("moving_digits", tmp_path)
     for split in md.SPLITS:
         digests = {
-            open_split("moving_digits", root, split=split, label="motion").digest
+            opened("moving_digits", root, split=split, label="motion").digest
             for root in (data_root, tmp_path)
         }
         assert len(digests) == 1

@@ -1,20 +1,24 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from vivit.data.__main__ import main
-from vivit.data.pipeline import eval_batches, train_batches
-from vivit.data.sources import open_split, prepare
+from tests.data.conftest import load, load_views, opened
+from vivit.data.sources import DATA_SETS, OPENERS, DataSet
+from vivit.data.whole_clips import open_whole_clips
+from vivit.dataprep.__main__ import main
+from vivit.dataprep.prepare import prepare_registered
 
 
 @pytest.fixture(scope="module")
 def train_split(data_root):
-    return open_split("moving_digits", data_root, split="train", label="motion")
+    return opened("moving_digits", data_root, split="train", label="motion")
 
 
 def take(split, count, **kwargs):
-    batches = train_batches(split, **{"batch_size": 8, "seed": 3, "frames": 16, **kwargs})
+    batches = load(split, **{"batch_size": 8, "seed": 3, "frames": 16, **kwargs})
     return [next(batches) for _ in range(count)]
 
 
@@ -27,7 +31,7 @@ def test_batches_have_the_documented_shapes(train_split):
     assert batch["clips"].shape == (8, 16, 32, 32, 3)
     assert batch["clips"].dtype == np.uint8
     assert batch["labels"].dtype == np.int32
-    assert batch["mask"].tolist() == [1.0] * 8
+    assert batch["valid"].tolist() == [1.0] * 8
 
 
 def test_a_batch_is_a_function_of_seed_and_step(train_split):
@@ -59,35 +63,35 @@ def test_workers_change_nothing(train_split):
 
 
 def test_the_last_batch_is_padded_and_masked(data_root):
-    split = open_split("moving_digits", data_root, split="test", label="digit")
-    batches = list(eval_batches(split, frames=16, batch_size=8))
-    assert [b["mask"].sum() for b in batches] == [8, 8, 5]
+    split = opened("moving_digits", data_root, split="test", label="digit")
+    batches = list(load_views(split, frames=16, batch_size=8))
+    assert [b["valid"].sum() for b in batches] == [8, 8, 5]
     assert {len(b["clips"]) for b in batches} == {8}
-    labels = np.concatenate([b["labels"][b["mask"] == 1] for b in batches])
+    labels = np.concatenate([b["labels"][b["valid"] == 1] for b in batches])
     assert labels.tolist() == [split.label_of(i) for i in range(len(split))]
     halves = [
-        list(eval_batches(split, frames=16, batch_size=8, process=p, processes=2)) for p in (0, 1)
+        list(load_views(split, frames=16, batch_size=8, process=p, processes=2)) for p in (0, 1)
     ]
     assert (
-        np.concatenate([halves[0][2]["mask"], halves[1][2]["mask"]]).tolist() == [1] * 5 + [0] * 3
+        np.concatenate([halves[0][2]["valid"], halves[1][2]["valid"]]).tolist() == [1] * 5 + [0] * 3
     )
 
 
 def test_labels_and_splits_have_names(data_root, train_split):
     assert train_split.class_names[0] == "left"
-    digits = open_split("moving_digits", data_root, split="test", label="digit")
+    digits = opened("moving_digits", data_root, split="test", label="digit")
     assert digits.class_names == tuple("0123456789")
     with pytest.raises(ValueError, match="no label 'colour'; it has: motion, digit"):
-        open_split("moving_digits", data_root, split="test", label="colour")
+        opened("moving_digits", data_root, split="test", label="colour")
     with pytest.raises(ValueError, match="no split 'dev'; it has: test, train, validation"):
-        open_split("moving_digits", data_root, split="dev", label="motion")
+        opened("moving_digits", data_root, split="dev", label="motion")
 
 
 def test_data_that_was_never_prepared_says_how_to(tmp_path):
     with pytest.raises(ValueError, match="python -m vivit.data prepare moving_digits"):
-        open_split("moving_digits", tmp_path, split="test", label="motion")
+        opened("moving_digits", tmp_path, split="test", label="motion")
     with pytest.raises(ValueError, match="no data set 'moving_dgits'.*can be made: moving_digits"):
-        open_split("moving_dgits", tmp_path, split="test", label="motion")
+        opened("moving_dgits", tmp_path, split="test", label="motion")
     assert not list(tmp_path.iterdir())
 
 
@@ -104,8 +108,8 @@ def test_half_written_data_is_refused_and_kept(data_root, tmp_path, damage):
         shard.write_bytes(shard.read_bytes()[:5000])
     before = sorted(root.rglob("*"))
     for action in (
-        lambda: open_split("moving_digits", root, split="train", label="motion"),
-        lambda: prepare("moving_digits", root),
+        lambda: opened("moving_digits", root, split="train", label="motion"),
+        lambda: prepare_registered("moving_digits", root),
     ):
         with pytest.raises(ValueError, match="is not complete.*move that folder away"):
             action()
@@ -124,3 +128,60 @@ def test_prepare_twice_keeps_what_is_there(data_root, capsys):
     main(["prepare", "moving_digits", str(data_root)])
     assert "moving_digits is ready" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in data_root.rglob("*.array_record*")} == before
+
+
+def test_a_registered_data_set_is_what_is_prepared_and_opened(tmp_path, monkeypatch):
+    class Blinks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            clip = tfds.features.Tensor(shape=(), dtype=np.object_)
+            label = tfds.features.Scalar(dtype=np.int64)
+            metadata = tfds.core.MetadataDict(
+                clip_shape=[4, 8, 8, 1], labels={"which": ["left", "right"]}
+            )
+            features = tfds.features.FeaturesDict({"clip": clip, "which": label})
+            return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(4):
+                clip = np.full((4, 8, 8, 1), 10 * i, np.uint8)
+                yield i, {"clip": clip.tobytes(), "which": i % 2}
+
+    opened_splits = []
+
+    def open_blinks(builder, split, settings):
+        opened_splits.append(split)
+        return open_whole_clips(builder, split, settings)
+
+    monkeypatch.setattr(DATA_SETS, "_items", {**DATA_SETS._items})
+    DATA_SETS.add("blinks", DataSet(Blinks, open_blinks))
+    main(["prepare", "blinks", str(tmp_path)])
+    split = opened("blinks", tmp_path, split="train", label="which")
+    assert opened_splits == ["train"]
+    assert split.flip_label == (1, 0)
+    batch = next(load(split, frames=4, batch_size=4))
+    values = batch["clips"].reshape(4, -1)
+    assert (values == values[:, :1]).all()
+    assert sorted(values[:, 0].tolist()) == [0, 10, 20, 30]
+
+
+def test_a_registered_format_is_what_opens_a_data_set(data_root, tmp_path, monkeypatch):
+    """By the "format" in its metadata, for a data set that is not registered."""
+    shutil.copytree(data_root / "moving_digits", tmp_path / "other")
+    for path in tmp_path.rglob("*moving_digits*"):
+        path.rename(path.with_name(path.name.replace("moving_digits", "other")))
+    info = next(tmp_path.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace('"moving_digits"', '"other"'))
+    path = next(tmp_path.rglob("metadata.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "bytes"}))
+    by = {"split": "test", "label": "digit"}
+    with pytest.raises(ValueError, match="unknown format of a data set 'bytes'; known: h264"):
+        opened("other", tmp_path, **by)
+    monkeypatch.setattr(OPENERS, "_items", {**OPENERS._items})
+    OPENERS.add("bytes", open_whole_clips)
+    new, old = opened("other", tmp_path, **by), opened("moving_digits", data_root, **by)
+    assert [new.label_of(i) for i in range(len(new))] == [old.label_of(i) for i in range(len(old))]

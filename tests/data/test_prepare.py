@@ -11,45 +11,45 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.conftest import FORMATS
+from tests.data.conftest import FORMATS, opened
 from tests.data.films import film, number_of, turned
-from vivit.data import prepare as prepare_module
-from vivit.data import shards, staging
-from vivit.data.__main__ import main
-from vivit.data.check import check
-from vivit.data.decode import Damaged
-from vivit.data.manifest import Classes, Clip, Manifest, read_manifest, write_manifest
-from vivit.data.pictures import describe
-from vivit.data.prepare import prepare_manifest
-from vivit.data.sources import open_split
-from vivit.data.staging import Spec
+from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
+from vivit.data.video import ClipReadError
+from vivit.dataprep import prepare as prepare_module
+from vivit.dataprep import shards, staging
+from vivit.dataprep.__main__ import main
+from vivit.dataprep.check import check
+from vivit.dataprep.manifest_files import write_manifest
+from vivit.dataprep.pictures import describe
+from vivit.dataprep.prepare import prepare_manifest
+from vivit.dataprep.staging import Spec
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_frame_of_every_clip_is_kept(prepared, videos, name):
     rows = read_manifest(videos / "films.csv")
     for split in ("train", "validation", "test"):
-        data = open_split(name, prepared, split=split, label="label")
+        data = opened(name, prepared, split=split, label="label")
         clips = rows.split(split)
         assert len(data) == len(clips)
         for i, clip in enumerate(clips):
-            footage = data.reader.open(i)
+            video = data.reader.open(i)
             assert data.reader.name(i) == clip.path
-            assert footage.labels["label"] == data.label_of(i) == clip.labels["label"]
-            count = len(footage.times)
-            frames = footage.read(np.arange(count), None)
+            assert video.labels["label"] == data.label_of(i) == clip.labels["label"]
+            count = len(video.times)
+            frames = video.read(np.arange(count), None)
             assert [number_of(frame) for frame in frames] == list(range(count))
-            np.testing.assert_allclose(footage.times, np.arange(count) / 25, atol=1e-4)
-            assert footage.seconds == pytest.approx(count / 25, abs=1e-4)
+            np.testing.assert_allclose(video.times, np.arange(count) / 25, atol=1e-4)
+            assert video.seconds == pytest.approx(count / 25, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_order_and_any_window(prepared, name):
-    footage = open_split(name, prepared, split="train", label="label").reader.open(3)
+    video = opened(name, prepared, split="train", label="label").reader.open(3)
     numbers = np.array([20, 3, 3, 29, 0])
-    whole = footage.read(numbers, None)
+    whole = video.read(numbers, None)
     assert [number_of(frame) for frame in whole] == numbers.tolist()
-    part = footage.read(numbers, (10, 7, 32, 40))
+    part = video.read(numbers, (10, 7, 32, 40))
     np.testing.assert_array_equal(part, whole[:, 10:42, 7:47])
 
 
@@ -78,7 +78,7 @@ def test_clips_of_other_times_sizes_and_sides(tmp_path):
     (tmp_path / "phone.mp4").write_bytes(turned(film(frames=20), 90))
     film(tmp_path / "large.mp4", frames=20, size=(301, 403), pix_fmt="yuv444p")
     clips = tuple(
-        Clip(name, "train", {"label": 0}, start, end, f"{name}{start}")
+        ClipRow(name, "train", {"label": 0}, start, end, f"{name}{start}")
         for name, start, end in (
             ("uneven.mp4", 0.3, 1.1),
             ("phone.mp4", None, None),
@@ -89,7 +89,7 @@ def test_clips_of_other_times_sizes_and_sides(tmp_path):
     for name in FORMATS:
         spec = Spec(format=name, short_side=128)
         prepare_manifest(tmp_path / "m.csv", tmp_path / "out", name=name, spec=spec)
-        data = open_split(name, tmp_path / "out", split="train", label="label")
+        data = opened(name, tmp_path / "out", split="train", label="label")
         uneven, phone, large = (data.reader.open(i) for i in range(3))
         shown = np.array(times) / 1000 - times[0] / 1000
         inside = np.flatnonzero((np.append(shown[1:], 9) > 0.3) & (shown < 1.1))
@@ -106,9 +106,9 @@ def test_clips_of_other_times_sizes_and_sides(tmp_path):
 def test_square_and_fewer_frames(videos, tmp_path):
     spec = Spec(format="raw", square=True, fps=12.5)
     prepare_manifest(videos / "films.csv", tmp_path, spec=spec)
-    data = open_split("films", tmp_path, split="test", label="label")
+    data = opened("films", tmp_path, split="test", label="label")
     assert data.largest == (64, 64)
-    whole = open_split(str(videos / "films.csv"), videos, split="test", label="label")
+    whole = opened(str(videos / "films.csv"), videos, split="test", label="label")
     few, many = (x.reader.open(0) for x in (data, whole))
     assert len(few.times) == -(-len(many.times) // 2)
     expected = many.read(np.array([0, 2, 4]), (0, 16, 64, 64))
@@ -117,10 +117,10 @@ def test_square_and_fewer_frames(videos, tmp_path):
 
 def prepare_in_the_background(videos, out):
     code = (
-        "import time\nfrom vivit.data import staging, prepare\n"
-        "real = prepare.stage\n"
+        "import time\nfrom vivit.dataprep import prepare\n"
+        "real = prepare.encode_staged\n"
         "def slow(plan, i):\n    real(plan, i)\n    time.sleep(0.3)\n"
-        "prepare.stage = slow\n"
+        "prepare.encode_staged = slow\n"
         f"prepare.prepare_manifest({str(videos / 'films.csv')!r}, {str(out)!r})"
     )
     return subprocess.Popen([sys.executable, "-c", code])
@@ -136,11 +136,11 @@ def test_a_killed_prepare_goes_on_and_does_nothing_twice(videos, tmp_path, monke
     process.wait()
     kept = done()
     with pytest.raises(ValueError, match="no data set 'films'"):
-        open_split("films", tmp_path, split="train", label="label")
+        opened("films", tmp_path, split="train", label="label")
     encoded = []
     real = staging.encode_clip
     monkeypatch.setattr(
-        staging, "encode_clip", lambda clip, *args: encoded.append(clip.path) or real(clip, *args)
+        staging, "encode_clip", lambda row, *args: encoded.append(row.path) or real(row, *args)
     )
     prepare_manifest(videos / "films.csv", tmp_path)
     assert len(encoded) == 16 - kept
@@ -166,8 +166,7 @@ def test_a_kill_between_shards_loses_none(videos, prepared, tmp_path, monkeypatc
     builder = tfds.builder_from_directory(tmp_path / "h264" / "1.0.0")
     assert builder.info.splits["train"].num_shards == 10
     one, many = (
-        open_split("h264", root, split="train", label="label").reader
-        for root in (prepared, tmp_path)
+        opened("h264", root, split="train", label="label").reader for root in (prepared, tmp_path)
     )
     for i in range(10):
         assert one.name(i) == many.name(i)
@@ -182,37 +181,37 @@ def test_damaged_clips_are_left_out_and_listed(videos, tmp_path):
     shutil.copytree(videos, root)
     (root / "train/up/0.mp4").write_bytes(b"<html>")
     (root / "val/up/0.mp4").unlink()
-    folder = prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.2)
-    data = open_split("films", tmp_path / "out", split="train", label="label")
+    folder = prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0.2)
+    data = opened("films", tmp_path / "out", split="train", label="label")
     assert len(data) == 9
     listed = (folder / "skipped.csv").read_text().splitlines()
     assert len(listed) == 3
     assert '"train/up/0.mp4","train/up/0.mp4","damaged"' in listed[1]
-    assert '"missing","is not there"' in listed[2]
+    assert '"missing","does not exist"' in listed[2]
     with pytest.raises(
         ValueError, match=r"2 of 16 clips below .* can't be read \(1 damaged, 1 missing\)"
     ):
-        prepare_manifest(root / "films.csv", tmp_path / "strict", bad_share=0.05)
+        prepare_manifest(root / "films.csv", tmp_path / "strict", max_bad_fraction=0.05)
     for path in root.glob("test/*/*.mp4"):
         path.unlink()
     with pytest.raises(ValueError, match="splits without a clip that can be read"):
-        prepare_manifest(root / "films.csv", tmp_path / "third", bad_share=0.5)
+        prepare_manifest(root / "films.csv", tmp_path / "third", max_bad_fraction=0.5)
 
 
 def test_what_failed_is_tried_again(videos, tmp_path):
     with pytest.raises(ValueError, match=r"16 of 16 clips below .* can't be read \(16 missing\)"):
         prepare_manifest(videos / "films.csv", tmp_path, root=tmp_path)
     prepare_manifest(videos / "films.csv", tmp_path, root=videos)  # the right one, then
-    with pytest.raises(ValueError, match="'nowhere' is no folder"):
+    with pytest.raises(ValueError, match="'nowhere' is not a folder"):
         prepare_manifest(videos / "films.csv", tmp_path / "other", root="nowhere")
     root = tmp_path / "v"
     shutil.copytree(videos, root)
     moved = (root / "train/up/0.mp4").rename(root / "later.mp4")
     with pytest.raises(ValueError, match="1 missing"):
-        prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.0)
+        prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0.0)
     moved.rename(root / "train/up/0.mp4")
-    prepare_manifest(root / "films.csv", tmp_path / "out", bad_share=0.0)
-    assert len(open_split("films", tmp_path / "out", split="train", label="label")) == 10
+    prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0.0)
+    assert len(opened("films", tmp_path / "out", split="train", label="label")) == 10
 
 
 def test_a_kill_after_the_last_shard_loses_nothing(videos, tmp_path, monkeypatch):
@@ -225,7 +224,7 @@ def test_a_kill_after_the_last_shard_loses_nothing(videos, tmp_path, monkeypatch
     monkeypatch.undo()
     monkeypatch.setattr(staging, "encode_clip", stop)
     prepare_manifest(videos / "films.csv", tmp_path)
-    assert len(open_split("films", tmp_path, split="train", label="label")) == 10
+    assert len(opened("films", tmp_path, split="train", label="label")) == 10
 
 
 def test_files_behind_a_uri(videos, tmp_path):
@@ -236,18 +235,20 @@ def test_files_behind_a_uri(videos, tmp_path):
         fsspec.filesystem("memory").pipe(f"/films/{clip.path}", (videos / clip.path).read_bytes())
     write_manifest(tmp_path / "m.csv", rows)
     prepare_manifest(tmp_path / "m.csv", tmp_path / "out", root="memory://films")
-    direct = open_split(str(tmp_path / "m.csv"), "memory://films", split="train", label="label")
-    for data in (direct, open_split("m", tmp_path / "out", split="train", label="label")):
+    direct = opened(str(tmp_path / "m.csv"), "memory://films", split="train", label="label")
+    for data in (direct, opened("m", tmp_path / "out", split="train", label="label")):
         numbers = np.array([9, 2])
         assert [number_of(x) for x in data.reader.open(4).read(numbers, None)] == [9, 2]
     assert check(tmp_path / "m.csv", root="memory://films").kinds == {}
 
 
 def test_a_kill_after_the_last_name_leaves_nothing_behind(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "tidy", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        shards, "remove_staging", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         prepare_manifest(videos / "films.csv", tmp_path)
-    assert len(open_split("films", tmp_path, split="train", label="label")) == 10
+    assert len(opened("films", tmp_path, split="train", label="label")) == 10
     assert (tmp_path / "films/1.0.0/clips").exists()
     monkeypatch.undo()
     prepare_manifest(videos / "films.csv", tmp_path)
@@ -270,23 +271,23 @@ def test_colours_are_the_same_in_every_format(tmp_path, tags):
             frame = av.VideoFrame.from_ndarray(patch, format="rgb24").reformat(format="yuv420p")
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    clips = (Clip("a.mp4", "train", {"label": 0}),)
+    clips = (ClipRow("a.mp4", "train", {"label": 0}),)
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
-    direct = open_split(str(tmp_path / "m.csv"), tmp_path, split="train", label="label")
+    direct = opened(str(tmp_path / "m.csv"), tmp_path, split="train", label="label")
     expected = direct.reader.open(0).read(np.array([1]), None)[0, 30, 40].astype(int)
     for name in FORMATS:
         prepare_manifest(tmp_path / "m.csv", tmp_path / "out", name=name, spec=Spec(format=name))
-        data = open_split(name, tmp_path / "out", split="train", label="label")
+        data = opened(name, tmp_path / "out", split="train", label="label")
         pixel = data.reader.open(0).read(np.array([1]), None)[0, 30, 40]
         np.testing.assert_allclose(pixel, expected, atol=4)
 
 
 def test_one_frame_and_fewer_frames_a_second(tmp_path):
     film(tmp_path / "a.mp4", frames=1)
-    clips = (Clip("a.mp4", "train", {"label": 0}),)
+    clips = (ClipRow("a.mp4", "train", {"label": 0}),)
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
     prepare_manifest(tmp_path / "m.csv", tmp_path / "out", spec=Spec(fps=5.0))
-    assert len(open_split("m", tmp_path / "out", split="train", label="label")) == 1
+    assert len(opened("m", tmp_path / "out", split="train", label="label")) == 1
 
 
 def test_the_same_clip_in_two_splits_is_refused(videos, tmp_path):
@@ -330,7 +331,7 @@ def test_no_flipped_bit_of_a_shard_goes_unseen(prepared, tmp_path, name):
         if (path.parent.name == "frames") == (name != "h264")
     )
     data = shard.read_bytes()
-    good = open_split(name, prepared, split="train", label="label").reader
+    good = opened(name, prepared, split="train", label="label").reader
     frames = [good.open(i).read(np.arange(30), None) for i in range(10)]
     rng, refused = np.random.default_rng(0), 0
     for place in rng.integers(0, len(data) * 8, 12):
@@ -338,10 +339,10 @@ def test_no_flipped_bit_of_a_shard_goes_unseen(prepared, tmp_path, name):
         flipped[place // 8] ^= 1 << (place % 8)
         shard.write_bytes(flipped)
         try:
-            reader = open_split(name, root, split="train", label="label").reader
+            reader = opened(name, root, split="train", label="label").reader
             for i in range(10):
                 np.testing.assert_array_equal(reader.open(i).read(np.arange(30), None), frames[i])
-        except (Damaged, ValueError):
+        except (ClipReadError, ValueError):
             refused += 1
     assert refused >= 5  # the others lie in what pads a small file
 
@@ -351,7 +352,7 @@ def test_a_shard_that_is_cut_off_is_refused_at_once(prepared, tmp_path):
     shard = next(tmp_path.rglob("*train.array_record*"))
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"is not complete \(h264-train.* bytes"):
-        open_split("h264", tmp_path, split="train", label="label")
+        opened("h264", tmp_path, split="train", label="label")
 
 
 def test_describe_shows_numbers_and_a_contact_sheet(prepared, tmp_path, capsys):
@@ -367,19 +368,20 @@ def test_describe_shows_numbers_and_a_contact_sheet(prepared, tmp_path, capsys):
 def test_unlabelled_clips_are_kept_and_refused_for_training(videos, tmp_path):
     rows = read_manifest(videos / "films.csv")
     clips = tuple(
-        Clip(c.path, c.split, {"label": -1} if c.split == "test" else c.labels) for c in rows.clips
+        ClipRow(c.path, c.split, {"label": -1} if c.split == "test" else c.labels)
+        for c in rows.clips
     )
     write_manifest(videos / "some.csv", Manifest(clips, rows.classes))
     prepare_manifest(videos / "some.csv", tmp_path)
-    assert len(open_split("some", tmp_path, split="train", label="label")) == 10
+    assert len(opened("some", tmp_path, split="train", label="label")) == 10
     with pytest.raises(ValueError, match="2 clips of split 'test' of some have no 'label'"):
-        open_split("some", tmp_path, split="test", label="label")
+        opened("some", tmp_path, split="test", label="label")
     assert "2 without label" in describe(tmp_path / "some")
 
 
 @pytest.mark.beam
 def test_beam_writes_the_same_bytes(videos, prepared, tmp_path):
-    from vivit.data.beam import run_on_beam
+    from vivit.dataprep.beam import run_on_beam
 
     for name in FORMATS:
         run = run_on_beam(["--runner=DirectRunner", "--direct_num_workers=2"])

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-import vivit.data.published
-import vivit.data.tfrecord  # noqa: F401
-from vivit.data.__main__ import main
-from vivit.data.convert import FORMATS, convert
+import vivit.dataprep.dmvr
+import vivit.dataprep.published  # noqa: F401
 from vivit.data.manifest import UNLABELLED, read_manifest
+from vivit.dataprep.__main__ import main
+from vivit.dataprep.convert import FORMATS, convert
 
 
 def touch(root, *names):
@@ -103,7 +103,7 @@ def test_path_lists(tmp_path):
         "jump/c.mp4": ("train", "0", None, None),
         "jump/d.mp4": ("validation", "0", None, None),
     }
-    with pytest.raises(ValueError, match="train.csv line 2: 'nothing' is no path and class"):
+    with pytest.raises(ValueError, match="train.csv line 2: 'nothing' is not a path and class"):
         run(tmp_path, "list", [write(tmp_path / "train.csv", "run/a b.mp4 1\nnothing\n")])
     names = write(tmp_path / "names.txt", "jump\n")
     with pytest.raises(ValueError, match="class number 1 is not in 0 .. 0"):
@@ -159,7 +159,7 @@ def test_something_something(tmp_path):
         "3.webm": ("validation", "Pushing something from right to left", None, None),
         "4.webm": ("test", None, None, None),
     }
-    assert manifest.classes["label"].mirrored() == [0, 2, 1]
+    assert manifest.classes["label"].flip_label() == [0, 2, 1]
     answers = write(tmp_path / "test-answers.csv", "4;Holding something\n")
     manifest, _ = run(tmp_path, "something", [test, answers], classes=str(names))
     assert rows(manifest)["4.webm"][1] == "Holding something"
@@ -287,7 +287,7 @@ def test_mistakes_of_the_command_line(tmp_path):
     common = ["convert", "kinetics", f"--videos={tmp_path}/v", f"--out={tmp_path}/m.csv"]
     with pytest.raises(ValueError, match="none of the 1 annotated videos is below"):
         main([*common, "--annotations", str(lost)])
-    with pytest.raises(ValueError, match="'nothing.csv' is not there"):
+    with pytest.raises(ValueError, match="'nothing.csv' does not exist"):
         main([*common, "--annotations", "nothing.csv"])
     with pytest.raises(ValueError, match="kinetics needs --annotations FILE"):
         main(common)

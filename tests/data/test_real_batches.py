@@ -5,21 +5,18 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.conftest import FORMATS
+from tests.data.conftest import FORMATS, load, load_views, opened
 from tests.data.films import film, number_of
-from vivit.data.manifest import Classes, Clip, Manifest, read_manifest, write_manifest
-from vivit.data.pipeline import Data, eval_batches, train_batches
-from vivit.data.sampling import Sampling
-from vivit.data.sources import open_split
-
-
-def data_of(name, root, **fields):
-    return Data(name=name, root=str(root), label="label", batch_size=4, **fields)
+from vivit.data import decode_pool
+from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
+from vivit.data.settings import SamplingSettings
+from vivit.data.video import ClipReadError
+from vivit.dataprep.manifest_files import write_manifest
 
 
 def take(split, count, **kwargs):
-    options = {"frames": 4, "batch_size": 4, "seed": 3, "sampling": Sampling(stride_frames=2)}
-    batches = train_batches(split, **{**options, **kwargs})
+    options = {"frames": 4, "batch_size": 4, "seed": 3, "sampling": SamplingSettings("clip", 2)}
+    batches = load(split, **{**options, **kwargs})
     try:
         return [next(batches) for _ in range(count)]
     finally:
@@ -32,7 +29,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def train_split(prepared):
-    return open_split("h264", prepared, split="train", label="label")
+    return opened("h264", prepared, split="train", label="label")
 
 
 def numbers(clips):
@@ -41,7 +38,7 @@ def numbers(clips):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_clips_have_the_stride_that_was_asked_for(prepared, name):
-    split = open_split(name, prepared, split="train", label="label")
+    split = opened(name, prepared, split="train", label="label")
     for batch in take(split, 3):
         assert batch["clips"].shape == (4, 4, 64, 96, 3)
         assert (np.diff(numbers(batch["clips"])) == 2).all()
@@ -49,7 +46,7 @@ def test_clips_have_the_stride_that_was_asked_for(prepared, name):
 
 def test_the_formats_and_the_files_give_the_same_frames(prepared, videos):
     batches = [
-        take(open_split(name, root, split="train", label="label"), 2)
+        take(opened(name, root, split="train", label="label"), 2)
         for name, root in (*((f, prepared) for f in FORMATS), (str(videos / "films.csv"), videos))
     ]
     for other in batches[1:]:
@@ -77,7 +74,7 @@ def test_processes_share_a_batch(train_split):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(prepared, name, workers):
-    split = open_split(name, prepared, split="train", label="label")
+    split = opened(name, prepared, split="train", label="label")
     for a, b in zip(take(split, 4, workers=workers), take(split, 4), strict=True):
         assert same(a, b)
 
@@ -102,9 +99,9 @@ def test_a_smaller_canvas_cuts_windows_at_random(train_split):
 def test_frames_of_other_sizes_lie_on_one_canvas(tmp_path):
     film(tmp_path / "a.mp4", frames=8, size=(64, 96))
     film(tmp_path / "b.mp4", frames=8, size=(80, 64))
-    clips = tuple(Clip(f"{n}.mp4", "train", {"label": 0}) for n in "ab")
+    clips = tuple(ClipRow(f"{n}.mp4", "train", {"label": 0}) for n in "ab")
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("x",))}))
-    split = open_split(str(tmp_path / "m.csv"), tmp_path, split="train", label="label")
+    split = opened(str(tmp_path / "m.csv"), tmp_path, split="train", label="label")
     assert (split.largest, split.smallest) == ((80, 96), 64)
     (batch,) = take(split, 1, batch_size=2)
     assert sorted(batch["extents"].tolist()) == [[64, 96], [80, 64]]
@@ -121,13 +118,13 @@ def damaged(videos, tmp_path):
     shutil.copytree(videos, root)
     (root / "train/up/0.mp4").write_bytes(b"<html>")
     (root / "train/down/3.mp4").unlink()
-    return open_split(str(root / "films.csv"), root, split="train", label="label")
+    return opened(str(root / "films.csv"), root, split="train", label="label")
 
 
 def test_damaged_clips_are_replaced_counted_and_named(damaged, caplog):
     def batches(**kwargs):
-        options = {"frames": 4, "batch_size": 4, "seed": 0, "bad_share": 0.2, **kwargs}
-        found = train_batches(damaged, **options)
+        options = {"frames": 4, "batch_size": 4, "seed": 0, "max_bad_fraction": 0.2, **kwargs}
+        found = load(damaged, **options)
         return [next(found) for _ in range(5)], found
 
     first, found = batches()
@@ -135,7 +132,7 @@ def test_damaged_clips_are_replaced_counted_and_named(damaged, caplog):
     assert named == {"train/up/0.mp4": "damaged", "train/down/3.mp4": "missing"}
     assert "train/up/0.mp4: damaged" in caplog.text
     assert "train/down/3.mp4: missing" in caplog.text
-    assert all(batch["mask"].all() for batch in first)
+    assert all(batch["valid"].all() for batch in first)
     for again in (batches(threads=1)[0], batches()[0]):
         assert all(same(a, b) for a, b in zip(first, again, strict=True))
     later, _ = batches(start=3)
@@ -144,60 +141,62 @@ def test_damaged_clips_are_replaced_counted_and_named(damaged, caplog):
 
 def test_a_run_stops_over_the_share_of_bad_clips(damaged):
     with pytest.raises(ValueError, match=r"2 of the 10 clips of split 'train' can't be read, more"):
-        take(damaged, 10, bad_share=0.1)
+        take(damaged, 10, max_bad_fraction=0.1)
 
 
 def test_evaluation_leaves_damaged_clips_out_and_says_so(damaged):
-    batches = eval_batches(damaged, frames=4, batch_size=4, bad_share=0.2)
-    mask = np.concatenate([batch["mask"] for batch in batches])
+    batches = load_views(damaged, frames=4, batch_size=4, max_bad_fraction=0.2)
+    mask = np.concatenate([batch["valid"] for batch in batches])
     assert mask.sum() == 8
     assert len(mask) == 12
     assert sorted(batches.damaged.values()) == ["damaged", "missing"]
 
 
 def test_views_of_an_evaluation_span_the_video(prepared):
-    split = open_split("jpeg", prepared, split="test", label="label")
-    (batch,) = eval_batches(split, frames=4, batch_size=2, views=3)
+    split = opened("jpeg", prepared, split="test", label="label")
+    (batch,) = load_views(split, frames=4, batch_size=2, views=3)
     assert batch["clips"].shape == (2, 3, 4, 64, 96, 3)
     for clip, count in zip(batch["clips"], (45, 44), strict=True):
         starts = [numbers(view[None])[0, 0] for view in clip]
         assert starts == np.linspace(0, count - 4, 3).astype(int).tolist()
 
 
-def test_a_clip_that_hangs_is_replaced(train_split, monkeypatch):
-    from vivit.data import guard
-    from vivit.data.decode import Damaged
-
-    real = guard.read
-    calls = []
+def test_a_clip_that_hangs_is_tried_again_once_and_then_replaced(videos, monkeypatch):
+    split = opened(videos / "films.csv", videos, split="train", label="label")
+    real, calls = decode_pool.read, []
 
     def read(path=None, data=b"", **kwargs):
-        calls.append(len(data))
-        if len(calls) <= 2:  # it is tried again once
-            raise Damaged("timed out", "was not decoded within 1 s")
+        calls.append(path)
+        if len(calls) <= 2:
+            raise ClipReadError("timed out", "was not decoded within 1 s")
         return real(path, data, **kwargs)
 
-    monkeypatch.setattr(guard, "read", read)
-    found = train_batches(train_split, frames=4, batch_size=4, seed=0, threads=1, bad_share=0.2)
+    monkeypatch.setattr(decode_pool, "read", read)
+    found = load(split, frames=4, batch_size=4, threads=1, max_bad_fraction=0.2)
     batch = next(found)
-    assert batch["mask"].all()
+    assert batch["valid"].all()
     assert list(found.damaged.values()) == ["timed out"]
+    assert calls[0] == calls[1] != calls[2]
 
 
 def test_a_manifest_is_trained_on_as_it_is(videos):
-    data = data_of(str(videos / "films.csv"), videos, short_side=32)
-    split = data.open("train")
+    split = opened(videos / "films.csv", videos, split="train", label="label", short_side=32)
     assert (split.largest, split.smallest) == ((32, 48), 32)
-    (batch,) = [next(data.train(split, frames=4, seed=0))]
+    batch = next(load(split, frames=4, batch_size=4))
     assert batch["clips"].shape == (4, 4, 32, 48, 3)
+
+
+def test_prepared_clips_are_decoded_in_this_process(train_split, monkeypatch):
+    monkeypatch.setattr(decode_pool, "call", None)
+    assert take(train_split, 1)[0]["valid"].all()
 
 
 def test_mistakes_with_labels_are_told_before_anything_is_read(videos, tmp_path):
     rows = read_manifest(videos / "films.csv")
-    open_it = lambda split="train", label="label": open_split(
+    open_it = lambda split="train", label="label": opened(
         str(tmp_path / "m.csv"), videos, split=split, label=label
     )
-    unlabelled = tuple(Clip(c.path, c.split, {"label": -1}) for c in rows.clips)
+    unlabelled = tuple(ClipRow(c.path, c.split, {"label": -1}) for c in rows.clips)
     write_manifest(tmp_path / "m.csv", Manifest(unlabelled, rows.classes))
     with pytest.raises(ValueError, match="10 clips of split 'train'.* have no 'label'"):
         open_it()

@@ -10,10 +10,9 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core import splits as splits_lib
 
+from tests.data.conftest import load, opened
 from tests.data.films import number_of
-from tests.data.test_tfrecord import jpeg
-from vivit.data.pipeline import train_batches
-from vivit.data.sources import open_split
+from tests.data.test_dmvr import jpeg
 
 VIDEO = "tensorflow_datasets.core.features.video_feature.Video"
 
@@ -80,17 +79,17 @@ def ucf101(tmp_path_factory):
 
 
 def test_it_is_read_by_name_without_tensorflow(ucf101):
-    data = open_split("ucf101", ucf101, split="train", label="label")
+    data = opened("ucf101", ucf101, split="train", label="label")
     assert len(data) == 4
     assert data.class_names == ("Archery", "Punch")
     assert (data.largest, data.smallest) == ((64, 96), 64)
-    footage = data.reader.open(2)
-    assert len(footage.times) == 12
+    video = data.reader.open(2)
+    assert len(video.times) == 12
     numbers = [11, 0, 5]
-    assert [number_of(x) for x in footage.read(np.array(numbers), None)] == numbers
+    assert [number_of(x) for x in video.read(np.array(numbers), None)] == numbers
     assert [data.label_of(i) for i in range(4)] == [0, 1, 0, 1]
-    batch = next(train_batches(data, frames=4, batch_size=4, seed=0))
+    batch = next(load(data, frames=4, batch_size=4))
     assert batch["clips"].shape == (4, 4, 64, 96, 3)
     assert "tensorflow" not in sys.modules
     with pytest.raises(ValueError, match="ucf101 has no label 'verb'; it has: label"):
-        open_split("ucf101", ucf101, split="train", label="verb")
+        opened("ucf101", ucf101, split="train", label="verb")

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import ROOT, TINY
 from vivit.analysis import open_run
 from vivit.config import read_config
+from vivit.data.augment import AUGMENTATIONS
 from vivit.evaluate import evaluate
 from vivit.train import train
 
@@ -59,13 +60,13 @@ def test_a_run_learns_evaluates_and_is_opened(video_run):
     assert one["clips"] == many["clips"] == 2
     assert one["loss"] != many["loss"]
     run = open_run(workdir, checkpoint="latest", split="test")
-    clips, labels = run.examples([0, 1])
+    clips, labels = run.clips([0, 1])
     assert clips.shape == (2, 8, 32, 32, 3)
     assert clips.dtype == np.uint8
     assert labels.tolist() == [0, 1]
 
 
-def test_a_run_that_goes_on_ends_bit_identical(video_run, video_config, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_bit_identical(video_run, video_config, tmp_path, monkeypatch):
     _, whole = video_run
     from vivit import train as module
 
@@ -90,8 +91,28 @@ def test_pmap_and_jit_agree(video_run, video_config, tmp_path):
     jax.tree.map(close, jax.device_get(state.params), whole)
 
 
+def test_a_users_augmentation_runs_from_the_config(video_config, tmp_path, monkeypatch):
+    (tmp_path / "users_blackout.py").write_text(
+        "from vivit.data.augment import AUGMENTATIONS, Augmentation\n"
+        "from vivit.registry import Options\n"
+        "calls = []\n"
+        "def blackout(key, clip, *, rate):\n"
+        "    calls.append(rate)\n"
+        "    return 0 * clip\n"
+        "AUGMENTATIONS.add('blackout', Augmentation(blackout, Options(rate=0.5)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(AUGMENTATIONS, "_items", {**AUGMENTATIONS._items})
+    extra = "--config.augment.extra=('blackout(0.25)',)"
+    config = video_config("--config.imports=('users_blackout',)", extra, "--config.train.steps=3")
+    train(config, tmp_path / "run")
+    import users_blackout
+
+    assert set(users_blackout.calls) == {0.25}
+
+
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         (
             "--config.model.clip=(8,112,112)",
@@ -104,11 +125,11 @@ def test_pmap_and_jit_agree(video_run, video_config, tmp_path):
         ("--config.data.batch_size=12", "larger than the 10 training clips"),
         ("--config.data.splits=('train','dev')", "has no split 'dev'"),
         ("--config.data.sampling.kind=dense", "unknown kind of sampling 'dense'"),
-        ("--config.augment.flip=2.0", "flip=2.0 is no probability"),
+        ("--config.augment.flip=2.0", "flip=2.0 is not a probability"),
         ("--config.data.name=/nowhere/m.csv", "no manifest"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(video_config, tmp_path, override, told):
-    with pytest.raises(ValueError, match=told):
+def test_mistakes_are_named_before_anything_is_written(video_config, tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
         train(video_config(override), tmp_path / "run")
     assert not [p for p in (tmp_path / "run").glob("*") if p.name != ".lock"]

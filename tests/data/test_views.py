@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from vivit.data.geometry import resample, to_uint8, view
-from vivit.data.sources import Split, WholeClips
-from vivit.data.views import AVERAGES, Views
+from vivit.data.settings import ViewsSettings
+from vivit.data.split import Split
+from vivit.data.views import AVERAGES, make_views
+from vivit.data.whole_clips import WholeClips
 
 
 def noise(height, width, frames=2, seed=0):
@@ -77,7 +79,7 @@ def test_crops_are_left_centre_right_or_top_centre_bottom(height, width):
             view(
                 jnp.asarray(clip),
                 jnp.array([height, width]),
-                position=p,
+                place=p,
                 short_side=16,
                 size=(16, 16),
             )
@@ -95,7 +97,7 @@ def test_crops_are_left_centre_right_or_top_centre_bottom(height, width):
 def test_the_paper_crops_224_of_256():
     clip = noise(256, 340, frames=1)
     crop = view(
-        jnp.asarray(clip), jnp.array([256, 340]), position=1.0, short_side=256, size=(224, 224)
+        jnp.asarray(clip), jnp.array([256, 340]), place=1.0, short_side=256, size=(224, 224)
     )
     np.testing.assert_array_equal(crop, clip[:, 16:240, 116:340])
 
@@ -111,9 +113,9 @@ def model(clips):
 def test_equal_views_are_one_view(average):
     clips = jnp.asarray(np.stack([noise(16, 16, seed=s) for s in range(3)]))[:, None]
     extents = jnp.full((3, 2), 16)
-    one = Views().build(split_of((16, 40), 16), (16, 16))(model, clips, extents)
-    views = Views(temporal=4, spatial=3, average=average)
-    many = views.build(split_of((16, 40), 16), (16, 16))
+    split = split_of((16, 40), 16)
+    one = make_views(ViewsSettings(), split, (16, 16))(model, clips, extents)
+    many = make_views(ViewsSettings(4, 3, average=average), split, (16, 16))
     all_equal = many(model, jnp.tile(clips, (1, 4, 1, 1, 1, 1)), extents)
     if average == "logits":
         np.testing.assert_allclose(all_equal, one, rtol=1e-5)
@@ -127,19 +129,29 @@ def test_views_are_the_mean_of_their_crops_and_clips():
     clips = jnp.asarray(np.stack([np.stack([noise(16, 40, seed=s), noise(16, 40, seed=9 - s)])
                                   for s in range(3)]))  # fmt: skip
     extents = jnp.tile(jnp.array([16, 40]), (3, 1))
-    through = Views(temporal=2, spatial=3).build(split_of((16, 40), 16), (16, 16))
+    predict_views = make_views(ViewsSettings(2, 3), split_of((16, 40), 16), (16, 16))
     expected = np.mean(
         [model(clips[:, v, :, :, x : x + 16]) for v in range(2) for x in (0, 12, 24)], axis=0
     )
-    np.testing.assert_allclose(through(model, clips, extents), expected, rtol=1e-5)
+    np.testing.assert_allclose(predict_views(model, clips, extents), expected, rtol=1e-5)
 
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="spatial=2 1 or 3"):
-        Views(spatial=2)
+        ViewsSettings(spatial=2)
     with pytest.raises(ValueError, match="short_side=10 is smaller than the crop"):
-        Views(short_side=10).build(split_of((16, 40), 16), (16, 16))
+        make_views(ViewsSettings(short_side=10), split_of((16, 40), 16), (16, 16))
     with pytest.raises(ValueError, match="these views would be equal"):
-        Views(spatial=3).build(split_of((16, 16), 16), (16, 16))
+        make_views(ViewsSettings(spatial=3), split_of((16, 16), 16), (16, 16))
     with pytest.raises(ValueError, match="unknown average of views 'vote'; known: logits"):
-        Views(average="vote")
+        make_views(ViewsSettings(average="vote"), split_of((16, 40), 16), (16, 16))
+
+
+def test_a_registered_average_is_what_averages(monkeypatch):
+    monkeypatch.setattr(AVERAGES, "_items", {**AVERAGES._items})
+    AVERAGES.add("last", lambda logits: logits[-1])
+    clips = jnp.asarray(noise(16, 40))[None, None]
+    split, extents = split_of((16, 40), 16), jnp.array([[16, 40]])
+    predict_views = make_views(ViewsSettings(1, 3, average="last"), split, (16, 16))
+    expected = model(clips[:, 0, :, :, 24:])
+    np.testing.assert_allclose(predict_views(model, clips, extents), expected, rtol=1e-5)

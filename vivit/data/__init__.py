@@ -1,1 +1,4 @@
-"""Prepared video in, batches of uint8 clips out. Never imports a model."""
+"""What training reads: data sets as splits, batches of uint8 clips, augmentation and views.
+
+Never imports a model. Data sets are prepared by vivit.dataprep, which training never imports.
+"""

@@ -1,4 +1,4 @@
-"""Changes of colour, on the device: frames float32 [F, H, W, 3] in 0 .. 255, one draw for a clip.
+"""Changes of colour, on the device: frames float32 [F, H, W, 3] in 0 .. 255, one draw per clip.
 
 Each equals Pillow's operation of that name on every frame, but for Pillow's rounding.
 """
@@ -14,29 +14,29 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's mode L
 
 
 def blend(clip: Frames, other: Array, factor: Scalar) -> Frames:
-    """`other` for factor 0, the clip for 1, and beyond it for more; PIL.Image.blend."""
+    """Returns `other` for factor 0, the clip for 1, an extrapolation beyond; PIL.Image.blend."""
     return jnp.clip(other + factor * (clip - other), 0, 255)
 
 
 def grey(clip: Frames) -> Frames:
-    """Its luma in all three channels."""
+    """Returns the luma in all three channels."""
     luma = jnp.einsum("fhwc,c->fhw", clip, jnp.array(GREY))
     return jnp.repeat(luma[..., None], 3, axis=-1)
 
 
-def without_light(clip: Frames) -> Frames:
-    """Black: what "brightness" blends with."""
+def black(clip: Frames) -> Frames:
+    """Returns the frames that "brightness" blends with."""
     return jnp.zeros_like(clip)
 
 
-def without_contrast(clip: Frames) -> Frames:
-    """Each frame's mean luma, rounded as Pillow does: what "contrast" blends with."""
+def mean_grey(clip: Frames) -> Frames:
+    """Returns each frame's mean luma, rounded as in Pillow, which "contrast" blends with."""
     mean = jnp.floor(jnp.round(grey(clip)).mean(axis=(1, 2, 3), keepdims=True) + 0.5)
     return jnp.broadcast_to(mean, clip.shape)
 
 
-def without_detail(clip: Frames) -> Frames:
-    """Smoothed by PIL.ImageFilter.SMOOTH, its edge as it is: what "sharpness" blends with."""
+def smooth(clip: Frames) -> Frames:
+    """Returns PIL.ImageFilter.SMOOTH of all but the edge, which "sharpness" blends with."""
     weights = jnp.array([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     _, h, w, _ = clip.shape
     inner = sum(
@@ -45,8 +45,8 @@ def without_detail(clip: Frames) -> Frames:
     return clip.at[:, 1:-1, 1:-1].set(inner)
 
 
-def turn_hue(clip: Frames, turn: Scalar) -> Frames:
-    """Hues turned by this share of the circle; saturation and value (of HSV) stay."""
+def adjust_hue(clip: Frames, turn: Scalar) -> Frames:
+    """Returns the hues shifted by a fraction of the circle; saturation and value (of HSV) stay."""
     value, least = clip.max(axis=-1), clip.min(axis=-1)
     chroma = value - least
     safe = jnp.where(chroma > 0, chroma, 1.0)
@@ -63,18 +63,18 @@ def turn_hue(clip: Frames, turn: Scalar) -> Frames:
 
 
 def posterize(clip: Frames, bits: Array) -> Frames:
-    """Keeps that many of the 8 bits of each channel."""
+    """Returns the clip with only this many of the 8 bits of each channel."""
     step = 2.0 ** (8 - bits)
     return jnp.floor(jnp.round(clip) / step) * step
 
 
 def solarize(clip: Frames, threshold: Scalar) -> Frames:
-    """Inverts what is at least as light as the threshold."""
+    """Returns the clip with all values from the threshold on inverted."""
     return jnp.where(jnp.round(clip) < threshold, clip, 255 - clip)
 
 
 def autocontrast(clip: Frames) -> Frames:
-    """Each frame's channels stretched so that their darkest is 0 and their lightest 255."""
+    """Returns each frame's channels stretched so that they reach from 0 to 255."""
     low = clip.min(axis=(1, 2), keepdims=True)
     high = clip.max(axis=(1, 2), keepdims=True)
     stretched = (clip - low) * (255 / jnp.where(high > low, high - low, 1.0))
@@ -82,7 +82,7 @@ def autocontrast(clip: Frames) -> Frames:
 
 
 def equalize(clip: Frames) -> Frames:
-    """Each frame's channels with a flat histogram, by Pillow's table of whole steps."""
+    """Returns each frame's channels with a flat histogram, by Pillow's table of whole steps."""
     levels = jnp.round(clip).astype(jnp.int32)
 
     def one(channel):  # [H, W] -> [H, W]

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import fsspec
 
-from vivit.data.decode import Damaged
+from vivit.data.video import ClipReadError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 
@@ -18,49 +19,55 @@ def is_uri(path: str | Path) -> bool:
 
 
 def data_root(root: str | Path | None, manifest: str | Path) -> str:
-    """A folder or a URI where paths begin; the manifest's folder, where none is given."""
+    """Returns the folder or URI where paths begin: the manifest's folder if `root` is None."""
     base = str(Path(manifest).parent if root is None else root)
     if not is_uri(base) and not os.path.isdir(base):
-        raise ValueError(f"the data root {base!r} is no folder; give the right --root")
+        raise ValueError(f"the data root {base!r} is not a folder; give the right --root")
     return base
 
 
-def locate(root: str | Path, path: str) -> str:
-    """The path of a regular file below `root`, links resolved; of a URI below it, the URI.
+def locate(root: str | Path, path: str, *, follow_links: bool = True) -> str:
+    """Returns the path of a regular file below `root`, or the URI if the root is one.
 
-    Damaged for what is missing, not a file, not readable, or elsewhere.
+    Links below the root may lead anywhere, unless `follow_links` is False; ".." and absolute paths
+    may not. Raises ClipReadError for what is missing, not a file, not readable, or outside.
     """
     root, path = str(root).removeprefix("file://"), path.removeprefix("file://")
     if is_uri(root) or is_uri(path):
-        uri = path if is_uri(path) else f"{root.rstrip('/')}/{path}"
-        steps = unquote(uri).split("/")
-        if not uri.startswith(f"{root.rstrip('/')}/") or ".." in steps or "::" in path:
-            raise Damaged("outside", f"is not below the data root {root}")
-        return uri
+        return _locate_uri(root, path)
     if "\0" in path:
-        raise Damaged("missing", "has a zero byte in its path")
-    base = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(base, path))
-    if os.path.commonpath([base, real]) != base:
-        raise Damaged("outside", f"is not below the data root {root}")
+        raise ClipReadError("missing", "has a zero byte in its path")
+    base, joined = os.path.abspath(root), os.path.join(os.path.abspath(root), path)
+    if ".." in Path(path).parts or not Path(joined).is_relative_to(base):
+        raise ClipReadError("outside", f"is not below the data root {root}")
+    if not follow_links and os.path.realpath(joined) != os.path.join(os.path.realpath(base), path):
+        raise ClipReadError("outside", "is reached by a symbolic link, and links are refused")
     try:
-        mode = os.stat(real)
+        mode = os.stat(joined)
     except FileNotFoundError:
-        raise Damaged("missing", "is not there") from None
+        raise ClipReadError("missing", "does not exist") from None
     except OSError as error:
-        raise Damaged("unreadable", error.strerror or str(error)) from None
+        raise ClipReadError("unreadable", error.strerror or str(error)) from None
     if not stat.S_ISREG(mode.st_mode):
         kind = "directory" if stat.S_ISDIR(mode.st_mode) else "device, pipe or socket"
-        raise Damaged("not a file", f"is a {kind}")
+        raise ClipReadError("not a file", f"is a {kind}")
     if not mode.st_size:
-        raise Damaged("damaged", "has no bytes")
-    if not os.access(real, os.R_OK):
-        raise Damaged("unreadable", "may not be read by this user")
-    return real
+        raise ClipReadError("damaged", "has no bytes")
+    if not os.access(joined, os.R_OK):
+        raise ClipReadError("unreadable", "may not be read by this user")
+    return joined
+
+
+def _locate_uri(root: str, path: str) -> str:
+    below = f"{root.rstrip('/')}/"
+    uri = path if is_uri(path) else f"{below}{path}"
+    if not uri.startswith(below) or ".." in unquote(uri).split("/") or "::" in path:
+        raise ClipReadError("outside", f"is not below the data root {root}")
+    return uri
 
 
 def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
-    """What a decoder is given: a local path, or the bytes of a URI, or of a file with a checksum.
+    """Returns what a decoder gets: a local path, or the bytes of a URI or of a file with a hash.
 
     With `sha256` the bytes that were checked are the bytes that are decoded.
     """
@@ -68,21 +75,35 @@ def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
         return located, b""
     try:
         with fsspec.open(located, "rb") if is_uri(located) else open(located, "rb") as file:
-            data = file.read()
+            data = file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # whatever the file system behind a URI raises
-        raise Damaged("unreadable", f"{type(error).__name__}: {error}") from error
+        raise ClipReadError("unreadable", f"{type(error).__name__}: {error}") from error
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
-        raise Damaged("damaged", "is not the file that the manifest's sha256 is of")
+        raise ClipReadError("damaged", "is not the file that the manifest's sha256 is of")
     return None, data
 
 
-def videos_below(root: str | Path) -> list[str]:
-    """Paths, relative to `root` and sorted, of all files that are named like videos."""
-    found = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                found.append(os.path.relpath(os.path.join(folder, name), root))
+def videos_below(root: str | Path, *, follow_links: bool = True) -> list[str]:
+    """Returns the paths, relative to `root` and sorted, of all files that are named like videos."""
+    found = [
+        os.path.relpath(path, root)
+        for path in _walk(str(root), (), follow_links)
+        if path.lower().endswith(SUFFIXES) and not os.path.basename(path).startswith(".")
+    ]
     if not found:
         raise ValueError(f"no video files ({', '.join(SUFFIXES)}) below {str(root)!r}")
     return sorted(found)
+
+
+def _walk(folder: str, parents: tuple[str, ...], follow_links: bool) -> Iterator[str]:
+    """Yields all files below a folder; a link to one of its parents is not followed."""
+    real = os.path.realpath(folder)
+    if real in parents or not os.access(folder, os.R_OK | os.X_OK) or not os.path.isdir(folder):
+        return
+    for entry in os.scandir(folder):
+        if entry.is_symlink() and not follow_links:
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, (*parents, real), follow_links)
+        else:
+            yield entry.path

@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-Clip = Num[Array, "F H W C"]
+Frames = Num[Array, "F H W C"]
 
 
 def resample(
-    clip: Clip,
+    clip: Frames,
     extent: Int[Array, "2"],
     *,
     start: Float[Array, "2"],
@@ -15,11 +15,11 @@ def resample(
     size: tuple[int, int],
     flip: Array | bool = False,
 ) -> Float[Array, "F h w C"]:
-    """Pixels of a box of every frame, as floats: bilinear, antialiased where it shrinks.
+    """Returns the pixels of a box of every frame, as floats: bilinear, antialiased in shrinking.
 
     start: the box's upper left corner (y, x) in pixels of the frame; scale: pixels of the frame
-    for one of the result; size: of the result. extent: height and width that the frame has of its
-    canvas: nothing beyond them is seen. flip: left and right change places.
+    for one of the result; size: of the result. extent: height and width of the frame on its canvas;
+    what is beyond them is not read. flip: exchanges left and right.
     """
     rows = _weights(clip.shape[1], extent[0], start[0], scale, size[0])
     columns = _weights(clip.shape[2], extent[1], start[1], scale, size[1])
@@ -29,7 +29,7 @@ def resample(
 
 
 def _weights(length: int, extent: Array, start: Array, scale: Array, size: int) -> Array:
-    """A triangle filter's weights [size, length] of the pixels of a line; Pillow's BILINEAR."""
+    """Returns weights [size, length] of a triangle filter along a line; Pillow's BILINEAR."""
     centres = start + (jnp.arange(size) + 0.5) * scale - 0.5
     width = jnp.maximum(scale, 1.0)  # shrinking widens the filter, enlarging interpolates
     distance = jnp.abs(centres[:, None] - jnp.arange(length)[None]) / width
@@ -38,31 +38,31 @@ def _weights(length: int, extent: Array, start: Array, scale: Array, size: int) 
 
 
 def to_uint8(clip: Float[Array, "..."]) -> Array:
-    """Rounded to the nearest of 0 .. 255, as frames come."""
+    """Returns pixels rounded to the nearest of 0 .. 255."""
     return jnp.clip(jnp.round(clip), 0, 255).astype(jnp.uint8)
 
 
 def view(
-    clip: Clip,
+    clip: Frames,
     extent: Int[Array, "2"],
     *,
-    position: Array | float,
+    place: Array | float,
     short_side: int,
     size: tuple[int, int],
 ) -> Array:
-    """A test view: the frame's short side scaled to `short_side`, then a crop of `size`.
+    """Returns a crop of `size` after the frame's short side is scaled to `short_side`.
 
-    position: 0, 0.5 or 1 for left, centre, right (of a tall frame: top, centre, bottom). Across
-    the longer side only; on the other one the crop is in the middle. ViViT (2103.15691), sec. 4.1.
+    place: 0, 0.5 or 1 for left, centre, right (of a tall frame: top, centre, bottom), along the
+    longer side; along the other side the crop is in the middle. ViViT (2103.15691), section 4.1.
     """
     shape = extent.astype(jnp.float32)
     scale = shape.min() / short_side
     room = shape - jnp.array(size) * scale  # below 0 where frames are enlarged past their edge
     tall = shape[0] > shape[1]
-    along = jnp.stack([jnp.where(tall, position, 0.5), jnp.where(tall, 0.5, position)])
+    along = jnp.stack([jnp.where(tall, place, 0.5), jnp.where(tall, 0.5, place)])
     return to_uint8(resample(clip, extent, start=along * room, scale=scale, size=size))
 
 
-def as_they_are(largest: tuple[int, int], smallest: int, size: tuple[int, int]) -> bool:
-    """Whether every frame has exactly this size, which needs no resampling."""
+def needs_no_resize(largest: tuple[int, int], smallest: int, size: tuple[int, int]) -> bool:
+    """Returns whether every frame has exactly this size."""
     return tuple(largest) == tuple(size) == (smallest, smallest)

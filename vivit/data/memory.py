@@ -7,10 +7,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Lets malloc keep what is freed for the next batch, where it is glibc's.
+    """Lets glibc's malloc keep freed memory for the next batch.
 
     By default large arrays go back to the kernel, which then has to clear every page of the next
-    one: half the time of loading raw clips.
+    one; that is half the time of loading raw clips.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -3,39 +3,30 @@
 A TFDS builder, written as ArrayRecord, that needs no TensorFlow. The 1,797 images are the test part
 of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships them (8 x 8 pixels).
 
-The labels come in pairs that are each other's time reversal. Everything that one frame shows is
-drawn alike for all labels: a digit's place is uniform on a torus (what leaves on one side enters
-on the other), its size log-uniform on a ring (growing past the largest size goes on at the
-smallest), and the background stands still. Turns run along half a circle or so, over its top. So a
-single frame says nothing of the motion, and an unordered bag of frames nothing of its direction: a
-clip played backwards is as likely a clip of the opposite label.
+The labels come in pairs that are each other's time reversal. All that one frame shows has the same
+distribution for all labels: a digit's place is uniform on a torus (what leaves on one side enters
+on the other), its size is log-uniform on a ring (growing past the largest size continues at the
+smallest), and the background stands still. Turns run along about half a circle, over its top. So a
+single frame says nothing about the motion, and an unordered set of frames nothing about its
+direction: a clip played backwards is as likely a clip of the opposite label.
 """
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 FRAMES, SIDE = 16, 32
-MOTIONS = (
-    "left",
-    "right",
-    "up",
-    "down",
-    "clockwise",
-    "anticlockwise",
-    "grow",
-    "shrink",
-)
+MOTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise", "grow", "shrink")
 SPLITS = {"train": 8192, "validation": 1024, "test": 2048}  # clips
 IMAGES = {"train": 1197, "validation": 200, "test": 400}  # digit images; disjoint
-SPEEDS = (1.0, 2.0)  # pixels a frame
+SPEEDS = (1.0, 2.0)  # pixels per frame
 RADII = (5.0, 9.0)  # pixels
 TURNS = (0.8 * np.pi, 1.2 * np.pi)  # of a whole clip
 SLANT = 0.4  # radians between an arc's middle and the top of its circle
 SMALLEST, LARGEST = 9.0, 20.0  # pixels across a digit
-GROWTHS = (0.03, 0.06)  # of the ring of sizes a frame
+GROWTHS = (0.03, 0.06)  # of the ring of sizes per frame
 CLUTTER = 10  # pieces of other digits in the background
 SEED = 0
 
@@ -77,39 +68,32 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
             image = int(rng.choice(chosen))
             clip = render(MOTIONS[motion], image, chosen, images, rng=rng)
-            yield (
-                i,
-                {
-                    "clip": clip.tobytes(),
-                    "motion": motion,
-                    "digit": int(digits[image]),
-                    "image": image,
-                },
-            )
+            digit = int(digits[image])
+            yield i, {"clip": clip.tobytes(), "motion": motion, "digit": digit, "image": image}
 
 
 @functools.cache
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images [1797, 8, 8] in [0, 1] and their digits [1797]."""
+    """Returns images [1797, 8, 8] in [0, 1] and their digits [1797]."""
     try:
         from sklearn import datasets
     except ImportError as error:
         raise ValueError(
             "moving_digits is drawn from scikit-learn's images; run: pip install 'vivit[digits]'"
         ) from error
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     return digits.images.astype(np.float32) / 16, digits.target
 
 
 def split_images(digits: np.ndarray) -> dict[str, np.ndarray]:
-    """Image numbers of each split. No image is in two splits."""
+    """Returns the image numbers of each split. No image is in two splits."""
     order = np.random.default_rng(SEED).permutation(len(digits))
     ends = np.cumsum(list(IMAGES.values()))
     return dict(zip(IMAGES, np.split(order, ends)[:-1], strict=True))
 
 
 def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places [F, 2] (x, y; pixels modulo SIDE, y points down) and sizes [F] (pixels) of a digit.
+    """Returns places [F, 2] (x, y; pixels modulo SIDE, y points down) and sizes [F] of a digit.
 
     Every motion keeps the uniform distribution on the torus, and that of the size on its ring.
     """
@@ -134,7 +118,7 @@ def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 def render(
     motion: str, image: int, others: np.ndarray, images: np.ndarray, *, rng: np.random.Generator
 ) -> np.ndarray:
-    """A clip uint8 [F, H, W, 1]: digit `image` in motion over pieces of the images `others`."""
+    """Returns uint8 [F, H, W, 1]: digit `image` in motion over pieces of the images `others`."""
     places, sizes = trajectory(motion, rng)
     rows = _resampling(places[:, 1], sizes)
     columns = _resampling(places[:, 0], sizes)
@@ -145,7 +129,7 @@ def render(
 
 
 def _resampling(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Linear interpolation weights [F, SIDE, 8] of a digit of this size and centre on the torus."""
+    """Returns interpolation weights [F, SIDE, 8] of a digit by its centre on the torus and size."""
     offsets = np.arange(SIDE)[None] - centres[:, None]  # [F, SIDE]
     offsets = (offsets + SIDE / 2) % SIDE - SIDE / 2
     source = offsets * 8 / sizes[:, None] + 3.5
@@ -153,7 +137,7 @@ def _resampling(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _background(others: np.ndarray, images: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """A still grey picture [SIDE, SIDE] with faint pieces of digits."""
+    """Returns a still grey picture [SIDE, SIDE] with faint pieces of digits."""
     canvas = np.full((SIDE, SIDE), rng.uniform(0.1, 0.3), dtype=np.float32)
     for image, (y, x) in zip(
         rng.choice(others, CLUTTER), rng.integers(0, SIDE, (CLUTTER, 2)), strict=True

@@ -1,33 +1,55 @@
-"""Reads what prepare.py wrote: any frames of any clip, from H.264, JPEG or raw records."""
+"""Clips that vivit.dataprep wrote: any frames of any clip, from H.264, JPEG or raw records.
+
+Array_record verifies the checksums of records, so they are decoded in this process, by the threads
+that load clips: PyAV and libjpeg-turbo release Python's lock.
+"""
 
 import functools
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vivit.data import guard
-from vivit.data.decode import Damaged
-from vivit.data.encode import CLOCK, decode_jpeg
-from vivit.data.footage import Footage, Limits, Window, read_pictures
+from vivit.data import decode
+from vivit.data.decode import CLOCK, decode_jpeg
+from vivit.data.settings import DataSettings
+from vivit.data.split import Split, class_names, require_labels
+from vivit.data.video import ClipReadError, ReadFrames, VideoReader, Window, read_pictures
+
+Features = Any  # of a record: name -> tf.train.Feature
+Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class Prepared:
-    """The clips of one split. Records are parsed by themselves: tfds would decode every frame."""
+def metadata_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """Returns what a builder's metadata.json holds."""
+    return dict(builder.info.metadata or {})
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, limits: Limits) -> None:
-        info = builder.info
-        self.format = info.metadata["format"]
-        self.labels = tuple(info.metadata["labels"])
-        self.limits = limits
-        self.clips = open_records(info.splits[split].filepaths)
-        self.frames = None
-        if self.format != "h264":
-            frames = tfds.builder_from_directory(Path(builder.data_dir) / "frames").info
+
+class PreparedClips:
+    """The clips of one split. Records are parsed without tfds, which would decode every frame.
+
+    read_with: (the clips, features of a clip, height and width of its frames) -> ReadFrames.
+    """
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        read_with: "Callable[[PreparedClips, Features, tuple[int, int]], ReadFrames]",
+        *,
+        largest_frame: int,
+    ) -> None:
+        self.labels = tuple(metadata_of(builder)["labels"])
+        self.clips = open_records(builder.info.splits[split].filepaths)
+        self.read_with, self.largest_frame = read_with, largest_frame
+        folder = Path(builder.data_dir) / "frames"
+        if folder.exists():
+            frames = tfds.builder_from_directory(folder).info
             self.frames = open_records(frames.splits[split].filepaths)
 
     def __len__(self) -> int:
@@ -35,107 +57,143 @@ class Prepared:
 
     def name(self, i: int) -> str:
         try:
-            return self._record(i)["path"].bytes_list.value[0].decode()
+            return read_example(self.clips, i)["path"].bytes_list.value[0].decode()
         except Exception:  # its record is what can't be read
             return f"record {i}"
 
     def label(self, i: int, label: str) -> int:
-        return self._record(i)[label].int64_list.value[0]
+        return _number(read_example(self.clips, i), label)
 
-    def open(self, i: int) -> Footage:
-        record = self._record(i)
-        number = lambda key: record[key].int64_list.value[0]
-        ticks = np.frombuffer(record["ticks"].bytes_list.value[0], "<i8")
-        size = number("height"), number("width")
-        if self.frames is None:
-            video = record["video"].bytes_list.value[0]
-            read = functools.partial(self._read_video, video, ticks.tolist(), size)
-        else:
-            read = functools.partial(self._read_frames, number("first_frame"), size)
-        labels = {key: number(key) for key in self.labels}
-        return Footage(ticks / CLOCK, number("duration_ticks") / CLOCK, *size, labels, read)
+    def open(self, i: int) -> VideoReader:
+        record = read_example(self.clips, i)
+        size = _number(record, "height"), _number(record, "width")
+        labels = {key: _number(record, key) for key in self.labels}
+        seconds = _number(record, "duration_ticks") / CLOCK
+        read = self.read_with(self, record, size)
+        return VideoReader(_ticks(record) / CLOCK, seconds, *size, labels, read)
 
-    def encoded(self, number: int) -> bytes:
-        """A frame's bytes as they are stored, by its number in the split."""
-        assert self.frames is not None
-        return _frame(_get(self.frames, [number])[0])
 
-    def _read_video(
-        self,
-        video: bytes,
-        ticks: list[int],
-        size: tuple[int, int],
-        numbers: np.ndarray,
-        window: Window | None = None,
-    ) -> np.ndarray:
-        frames = guard.read(
-            data=video,
-            pts=[ticks[i] for i in numbers],
-            window=window,
-            timeout=self.limits.timeout,
-            largest_frame=self.limits.largest_frame,
-        )
+def open_prepared(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    settings: DataSettings,
+    *,
+    read_with: Callable[[PreparedClips, Features, tuple[int, int]], ReadFrames],
+) -> Split:
+    """Opens a split of a data set that vivit.dataprep wrote from a manifest."""
+    metadata, label = metadata_of(builder), settings.label
+    names = class_names(settings.name, metadata["labels"], label)
+    unlabelled = metadata["unlabelled"].get(f"{split}/{label}", 0)
+    require_labels(settings.name, split, label, unlabelled=unlabelled)
+    prefix = f"{builder.name}-{split}."
+    # The shards are too large to read, but prepare has stored their hashes.
+    hashes = [v["sha256"] for k, v in sorted(metadata["shards"].items()) if k.startswith(prefix)]
+    return Split(
+        reader=PreparedClips(builder, split, read_with, largest_frame=settings.largest_frame),
+        label=label,
+        class_names=names,
+        flip_label=tuple(metadata["mirrored"][label]),
+        largest=tuple(metadata["largest"]),
+        smallest=metadata["smallest"],
+        split=split,
+        name=settings.name,
+        version=str(builder.info.version),
+        digest=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    )
+
+
+def read_h264(clips: PreparedClips, record: Features, size: tuple[int, int]) -> ReadFrames:
+    """Returns the reader of a clip whose record holds an H.264 file."""
+    video, ticks = record["video"].bytes_list.value[0], _ticks(record).tolist()
+
+    def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
+        pts = [ticks[i] for i in numbers]
+        frames = decode.read(video, pts, window=window, largest_frame=clips.largest_frame)
         if frames.shape[1:3] != (window[2:] if window else size):
-            raise Damaged("damaged", f"its frames are not {size[1]} x {size[0]} pixels")
+            raise ClipReadError("damaged", f"its frames are not {size[1]} x {size[0]} pixels")
         return frames
 
-    def _read_frames(
-        self, first: int, size: tuple[int, int], numbers: np.ndarray, window: Window | None = None
-    ) -> np.ndarray:
-        assert self.frames is not None
+    return read
+
+
+def read_jpeg(clips: PreparedClips, record: Features, size: tuple[int, int]) -> ReadFrames:
+    """Returns the reader of a clip whose frames are records of JPEG pictures."""
+    largest = clips.largest_frame
+    decode = lambda frame: decode_jpeg(encoded_frame(frame), largest_frame=largest)
+    return _read_records(clips, record, size, decode)
+
+
+def read_raw(clips: PreparedClips, record: Features, size: tuple[int, int]) -> ReadFrames:
+    """Returns the reader of a clip whose frames are records of pixels."""
+    return _read_records(clips, record, size, lambda frame: _raw_picture(frame, size))
+
+
+def _read_records(
+    clips: PreparedClips,
+    record: Features,
+    size: tuple[int, int],
+    decode: Callable[[bytes], np.ndarray],
+) -> ReadFrames:
+    first = _number(record, "first_frame")
+
+    def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
         wanted = np.unique(numbers)
-        found = dict(zip(wanted, _get(self.frames, (first + wanted).tolist()), strict=True))
-        if self.format == "raw":
-            decode = lambda i: _raw_picture(found[i], size)
-        else:
-            limit = self.limits.largest_frame
-            decode = lambda i: decode_jpeg(_frame(found[i]), largest_frame=limit)
-        return read_pictures(decode, numbers, size, window)
+        frames = get_records(clips.frames, (first + wanted).tolist())
+        found = dict(zip(wanted.tolist(), frames, strict=True))
+        return read_pictures(lambda i: decode(found[i]), numbers, size, window)
 
-    def _record(self, i: int) -> Any:
-        return read_example(self.clips, i)
+    return read
 
 
-def _frame(record: bytes) -> bytes:
+def encoded_frame(record: bytes) -> bytes:
+    """Returns the bytes of a frame's picture as they are stored."""
     return _parse(record)["frame"].bytes_list.value[0]
 
 
 def _raw_picture(record: bytes, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a record, without a copy: they are its end, whatever stands before them."""
+    """Returns the pixels of a record without a copy: they are its end, after a header."""
     height, width = size
     start = len(record) - height * width * 3
     if start != _raw_header(height * width * 3):
-        raise Damaged("damaged", f"a frame's record is not of {width} x {height} pixels")
+        raise ClipReadError("damaged", f"a frame's record is not of {width} x {height} pixels")
     return np.frombuffer(record, np.uint8, offset=start).reshape(height, width, 3)
 
 
 @functools.cache
 def _raw_header(pixels: int) -> int:
-    """How many bytes an Example of one feature, "frame", has before that many of its own."""
-    example = tf_example_pb2.Example()
+    """Returns how many bytes precede the pixels in an Example of one feature, "frame"."""
+    example = Example()
     example.features.feature["frame"].bytes_list.value.append(bytes(pixels))
     return len(example.SerializeToString()) - pixels
 
 
-def open_records(paths: Sequence[Any]) -> array_record_data_source.ArrayRecordDataSource:
-    return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
+def _number(record: Features, key: str) -> int:
+    return record[key].int64_list.value[0]
 
 
-def read_example(source: array_record_data_source.ArrayRecordDataSource, i: int) -> Any:
-    """The features of a record by name. Damaged if it can't be read."""
-    return _parse(_get(source, [i])[0])
+def _ticks(record: Features) -> np.ndarray:
+    return np.frombuffer(record["ticks"].bytes_list.value[0], "<i8")
 
 
-def _get(source: array_record_data_source.ArrayRecordDataSource, numbers: list[int]) -> list[bytes]:
-    """Records, whose checksums array_record verifies."""
+def open_records(paths: Sequence[Any]) -> ArrayRecordDataSource:
+    return ArrayRecordDataSource([str(path) for path in paths])
+
+
+def read_example(source: ArrayRecordDataSource, i: int) -> Features:
+    """Returns the features of a record by name; ClipReadError if it can't be read."""
+    return _parse(get_records(source, [i])[0])
+
+
+def get_records(source: ArrayRecordDataSource, numbers: list[int]) -> list[bytes]:
+    """Returns records, whose checksums array_record verifies."""
     try:
         return list(source.__getitems__(numbers))
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        raise Damaged("damaged", f"the record can't be read: {error}") from error
+        raise ClipReadError("damaged", f"the record can't be read: {error}") from error
 
 
-def _parse(record: bytes) -> Any:
+def _parse(record: bytes) -> Features:
     try:
-        return tf_example_pb2.Example.FromString(record).features.feature
+        return Example.FromString(record).features.feature
     except Exception as error:  # protobuf's DecodeError, which its implementations name differently
-        raise Damaged("damaged", f"the record is no Example: {error}") from error
+        raise ClipReadError("damaged", f"the record is not an Example: {error}") from error

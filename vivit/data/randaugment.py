@@ -1,8 +1,7 @@
 """RandAugment (1909.13719) of clips on the device: one draw for all frames of a clip.
 
-Operations are of three kinds: a geometric one warps, one of colour blends with something or maps
-the levels. Under vmap every clip computes all of them and keeps its own; so they share what they
-can: one warp serves all that are geometric.
+Under vmap every clip computes all operations and keeps one. All geometric operations share one
+warp, which is the costly part.
 """
 
 from collections.abc import Callable
@@ -35,48 +34,27 @@ class Operation(NamedTuple):
 OPERATIONS: Registry[Operation] = Registry("operation of RandAugment")
 
 
-def _affine(strength: Callable[[Scalar, Scalar], Scalar]):
-    def register(matrix: Callable[[Scalar, int, int], Array]):
-        OPERATIONS.add(matrix.__name__, Operation(strength, matrix=matrix))
-        return matrix
-
-    return register
-
-
 def _rows(*rows: tuple) -> Array:
     return jnp.stack([jnp.stack([jnp.asarray(x, jnp.float32) for x in row]) for row in rows])
 
 
-@_affine(lambda m, sign: sign * m * jnp.pi / 6)
 def rotate(angle: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Turns anticlockwise around the middle, by up to 30 degrees."""
+    """Returns the map that rotates anticlockwise around the middle."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     y, x = (height - 1) / 2, (width - 1) / 2
     return _rows((cos, sin, y - cos * y - sin * x), (-sin, cos, x + sin * y - cos * x))
 
 
-@_affine(lambda m, sign: sign * m * 0.3)
-def shear_x(by: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Moves rows sideways, the more the lower, by up to 0.3 of their height."""
-    return _rows((1.0, 0.0, 0.0), (by, 1.0, 0.0))
+def _affine(most: float, matrix: Callable[[Scalar, int, int], Array]) -> Operation:
+    return Operation(lambda m, sign: sign * m * most, matrix=matrix)
 
 
-@_affine(lambda m, sign: sign * m * 0.3)
-def shear_y(by: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Moves columns up or down, the more the further right."""
-    return _rows((1.0, by, 0.0), (0.0, 1.0, 0.0))
-
-
-@_affine(lambda m, sign: sign * m * 0.45)
-def translate_x(by: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Moves sideways by up to 0.45 of the width."""
-    return _rows((1.0, 0.0, 0.0), (0.0, 1.0, by * width))
-
-
-@_affine(lambda m, sign: sign * m * 0.45)
-def translate_y(by: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Moves up or down by up to 0.45 of the height."""
-    return _rows((1.0, 0.0, by * height), (0.0, 1.0, 0.0))
+Y, X = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)  # the rows of the identity
+OPERATIONS.add("rotate", _affine(jnp.pi / 6, rotate))  # up to 30 degrees
+OPERATIONS.add("shear_x", _affine(0.3, lambda by, h, w: _rows(Y, (by, 1.0, 0.0))))
+OPERATIONS.add("shear_y", _affine(0.3, lambda by, h, w: _rows((1.0, by, 0.0), X)))
+OPERATIONS.add("translate_x", _affine(0.45, lambda by, h, w: _rows(Y, (0.0, 1.0, by * w))))
+OPERATIONS.add("translate_y", _affine(0.45, lambda by, h, w: _rows((1.0, 0.0, by * h), X)))
 
 
 def _blending(other: Callable[[Frames], Frames]) -> Operation:
@@ -84,10 +62,10 @@ def _blending(other: Callable[[Frames], Frames]) -> Operation:
     return Operation(lambda m, sign: 1 + 0.9 * sign * m, apply=blend)
 
 
-OPERATIONS.add("brightness", _blending(colour.without_light))
+OPERATIONS.add("brightness", _blending(colour.black))
 OPERATIONS.add("colour", _blending(colour.grey))
-OPERATIONS.add("contrast", _blending(colour.without_contrast))
-OPERATIONS.add("sharpness", _blending(colour.without_detail))
+OPERATIONS.add("contrast", _blending(colour.mean_grey))
+OPERATIONS.add("sharpness", _blending(colour.smooth))
 OPERATIONS.add("posterize", Operation(lambda m, _: 8 - jnp.round(4 * m), apply=colour.posterize))
 OPERATIONS.add("solarize", Operation(lambda m, _: 256 * (1 - m), apply=colour.solarize))
 OPERATIONS.add("invert", Operation(lambda m, _: m, apply=lambda clip, _: 255 - clip))
@@ -99,7 +77,7 @@ OPERATIONS.add("identity", Operation(lambda m, _: m, apply=lambda clip, _: clip)
 
 
 def warp(clip: Frames, matrix: Float[Array, "2 3"]) -> Frames:
-    """Each pixel from where an affine map of its (y, x) leads, bilinear; FILL from beyond."""
+    """Returns each pixel from where an affine map of (y, x) leads, bilinear; FILL from outside."""
     _, height, width, _ = clip.shape
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     at = jnp.einsum("ij,jhw->ihw", matrix[:, :2], jnp.stack([y, x]).astype(jnp.float32))
@@ -119,7 +97,7 @@ def warp(clip: Frames, matrix: Float[Array, "2 3"]) -> Frames:
 
 
 def apply(name: str, clip: Frames, magnitude: Scalar, sign: Scalar) -> Frames:
-    """One operation by name, at a magnitude in 0 .. 1."""
+    """Returns the clip after one operation, at a magnitude in 0 .. 1."""
     operation = OPERATIONS[name]
     argument = operation.strength(magnitude, sign)
     if operation.matrix is not None:
@@ -129,13 +107,13 @@ def apply(name: str, clip: Frames, magnitude: Scalar, sign: Scalar) -> Frames:
 
 
 def randaugment(clip: Frames, key: Array, *, count: int, magnitude: float) -> Frames:
-    """`count` operations, each drawn from all with equal chance; magnitude in 0 .. 1."""
+    """Returns the clip after `count` operations drawn with equal chance; magnitude in 0 .. 1."""
     size, strength = clip.shape[1:3], jnp.float32(magnitude)
     operations = [OPERATIONS[name] for name in OPERATIONS]
     moving = [(x.matrix, x.strength) for x in operations if x.matrix]
     still = [name for name in OPERATIONS if not OPERATIONS[name].matrix]
-    for own in jax.random.split(key, count):
-        which, side = jax.random.split(own)
+    for draw in jax.random.split(key, count):
+        which, side = jax.random.split(draw)
         chosen = jax.random.randint(which, (), 0, len(moving) + len(still))
         sign = jnp.where(jax.random.bernoulli(side), 1.0, -1.0)
         matrices = jnp.stack([make(by(strength, sign), *size) for make, by in moving])

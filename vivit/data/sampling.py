@@ -1,7 +1,6 @@
 """Which frames of a video make a clip: pure functions on the presentation times of its frames.
 
-All return frame numbers int64 [F] (or [V, F]) into the times. `short` is a name of SHORT: what
-happens where the video ends before the clip does.
+All return frame numbers int64 [F], or [V, F] of views.
 """
 
 from collections.abc import Callable
@@ -11,61 +10,90 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from vivit.data.decode import TOLERANCE
+from vivit.data.settings import SamplingSettings
+from vivit.data.video import TOLERANCE
 from vivit.registry import Registry
 
 Times = Float[np.ndarray, " n"]  # seconds, ascending, from the first frame's 0
-Frames = Int[np.ndarray, " F"]
-
-SHORT: Registry[Callable[[np.ndarray, int], np.ndarray]] = Registry("rule for short videos")
-SHORT.add("wrap", lambda frames, count: frames % count)  # begin again, as DMVR does
-SHORT.add("repeat", lambda frames, count: np.minimum(frames, count - 1))  # hold the last frame
+FrameNumbers = Int[np.ndarray, " F"]
 
 
-def strided(start: int, *, frames: int, stride: int, count: int, short: str) -> Frames:
-    """Every `stride`-th frame from `start` on, of a video of `count` frames."""
-    return SHORT[short](start + stride * np.arange(frames), count)
+@dataclass(frozen=True)
+class PadMode:
+    """Which frames follow the end of a video.
 
-
-def timed(
-    times: Times,
-    start: float | int,
-    *,
-    frames: int,
-    stride_seconds: float,
-    seconds: float,
-    short: str,
-) -> Frames:
-    """The frames shown every `stride_seconds` from `start` on; a video lasts `seconds`.
-
-    For videos of different or variable frame rates.
+    numbers: (frame numbers, count of the video's frames) -> frame numbers below the count.
+    moments: (times past the end, the video's seconds, its last frame's time) -> times in the video.
     """
-    at = start + stride_seconds * np.arange(frames)
-    # In whole steps of the video's length, so that rounding moves no frame over its end.
-    ends = at >= seconds - TOLERANCE
-    if ends.any():
-        at = np.where(ends, at % seconds if short == "wrap" else times[-1], at)
-        SHORT[short]  # an unknown name is an error for short videos and long ones alike
+
+    numbers: Callable[[np.ndarray, int], np.ndarray]
+    moments: Callable[[np.ndarray, float, float], np.ndarray]
+
+
+PAD_MODES: Registry[PadMode] = Registry("pad mode")
+PAD_MODES.add("wrap", PadMode(lambda n, count: n % count, lambda at, seconds, last: at % seconds))
+PAD_MODES.add(
+    "repeat",
+    PadMode(lambda n, count: np.minimum(n, count - 1), lambda at, _, last: np.full_like(at, last)),
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are taken from a video.
+
+    train: (settings, times, seconds, frames, rng) -> frame numbers [F], as training draws them.
+    views: (settings, times, seconds, frames, views) -> frame numbers [V, F], from the beginning to
+    the end of the video. strided: whether a clip has the stride of the settings.
+    """
+
+    train: Callable[[SamplingSettings, Times, float, int, Any], FrameNumbers]
+    views: Callable[[SamplingSettings, Times, float, int, int], Int[np.ndarray, "V F"]]
+    strided: bool = False
+
+
+SAMPLINGS: Registry[Sampling] = Registry("kind of sampling")
+
+
+def check_sampling(settings: SamplingSettings) -> None:
+    """Raises ValueError for names that are not registered."""
+    _ = SAMPLINGS[settings.kind], PAD_MODES[settings.pad_mode]
+
+
+def clip_from(
+    settings: SamplingSettings, times: Times, seconds: float, frames: int, start: float | int
+) -> FrameNumbers:
+    """Returns the frames of a clip from `start` on: a frame number, or seconds with stride_seconds.
+
+    By seconds, these are the frames that a player shows at the clip's times, for videos of
+    different or variable frame rates.
+    """
+    pad, steps = PAD_MODES[settings.pad_mode], np.arange(frames)
+    if settings.stride_seconds is None:
+        return pad.numbers(int(start) + settings.stride_frames * steps, len(times))
+    at = start + settings.stride_seconds * steps
+    # With the tolerance, rounding moves no frame over the video's end.
+    late = at >= seconds - TOLERANCE
+    at[late] = pad.moments(at[late], seconds, times[-1])
     return frames_shown(times, at)
 
 
-def frames_shown(times: Times, at: Float[np.ndarray, " F"]) -> Frames:
-    """Numbers of the frames that a player shows at these times: the last that began by then."""
-    # A time that is meant to be a frame's own must not miss it by rounding, to whole milliseconds
-    # in Matroska.
+def frames_shown(times: Times, at: Float[np.ndarray, " F"]) -> FrameNumbers:
+    """Returns the frames that a player shows at these times: the last that began by then."""
+    # The time of a frame must not miss it by rounding, to whole milliseconds in Matroska.
     return np.clip(np.searchsorted(times, at + TOLERANCE, side="right") - 1, 0, None)
 
 
 def starts_of_views(last: float | int, views: int) -> Float[np.ndarray, " V"]:
-    """Evenly spaced starts from 0 to the last possible one; ViViT (2103.15691), section 4.1.
+    """Returns evenly spaced starts from 0 to the last possible one; 2103.15691, section 4.1.
 
     One view starts in the middle.
     """
     return np.linspace(0, last, views) if views > 1 else np.array([last / 2])
 
 
-def segments(count: int, *, frames: int, draws: Float[np.ndarray, " F"] | None = None) -> Frames:
-    """One frame of each of F equal segments: its middle one, or that of `draws` in [0, 1).
+def segments(count: int, *, frames: int, draws: Float[np.ndarray, " F"] | None = None):
+    """Returns one frame of each of F equal segments: its middle one, or that of `draws` in [0, 1).
 
     TSN (1608.00859), section 3.1; customary for Something-Something.
     """
@@ -74,115 +102,47 @@ def segments(count: int, *, frames: int, draws: Float[np.ndarray, " F"] | None =
     return np.minimum(at.astype(np.int64), count - 1)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How clips are taken from videos; `config.data.sampling`.
-
-    kind: "clip": frames at a stride, at a random start in training; "segments": one frame of each
-    of equal parts of the video; "all": the video is the clip.
-    stride_frames: for "clip". stride_seconds: instead of it, where frame rates differ.
-    short: a name of SHORT.
-    """
-
-    kind: str = "clip"
-    stride_frames: int = 1
-    stride_seconds: float | None = None
-    short: str = "wrap"
-
-    def __post_init__(self) -> None:
-        KINDS[self.kind]
-        SHORT[self.short]
-        if self.stride_frames < 1 or (self.stride_seconds is not None and self.stride_seconds <= 0):
-            raise ValueError(
-                f"sampling.stride_frames={self.stride_frames} and "
-                f"stride_seconds={self.stride_seconds} must be positive"
-            )
-
-    def train(self, times: Times, seconds: float, *, frames: int, rng: Any) -> Frames:
-        """A clip as training draws it."""
-        return KINDS[self.kind].train(self, times, seconds, frames, rng)
-
-    def views(
-        self, times: Times, seconds: float, *, frames: int, views: int
-    ) -> Int[np.ndarray, "V F"]:
-        """The clips of an evaluation, from the video's beginning to its end."""
-        return KINDS[self.kind].views(self, times, seconds, frames, views)
+def _last_start(
+    settings: SamplingSettings, times: Times, seconds: float, frames: int
+) -> float | int:
+    if settings.stride_seconds is not None:
+        return max(seconds - settings.stride_seconds * frames, 0.0)
+    return max(len(times) - (frames - 1) * settings.stride_frames - 1, 0)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """train(sampling, times, seconds, frames, rng) and views(sampling, ..., views)."""
-
-    train: Callable[..., np.ndarray]
-    views: Callable[..., np.ndarray]
+def _train_clip(settings: SamplingSettings, times, seconds, frames, rng):
+    last = _last_start(settings, times, seconds, frames)
+    whole = 1 if settings.stride_seconds is None else 0  # the last whole number is drawn too
+    return clip_from(settings, times, seconds, frames, rng.random() * (last + whole))
 
 
-def _train_clip(sampling: Sampling, times: Times, seconds: float, frames: int, rng: Any):
-    draw = rng.random()
-    if sampling.stride_seconds:
-        start = draw * _last_start(sampling, times, seconds, frames)
-        return _timed(sampling, times, seconds, frames, start)
-    start = int(draw * (_last_start(sampling, times, seconds, frames) + 1))
-    return _strided(sampling, times, frames, start)
+def _view_clips(settings: SamplingSettings, times, seconds, frames, views):
+    starts = starts_of_views(_last_start(settings, times, seconds, frames), views)
+    return np.stack([clip_from(settings, times, seconds, frames, start) for start in starts])
 
 
-def _view_clips(sampling: Sampling, times: Times, seconds: float, frames: int, views: int):
-    starts = starts_of_views(_last_start(sampling, times, seconds, frames), views)
-    if sampling.stride_seconds:
-        return np.stack([_timed(sampling, times, seconds, frames, start) for start in starts])
-    return np.stack([_strided(sampling, times, frames, int(start)) for start in starts])
-
-
-def _last_start(sampling: Sampling, times: Times, seconds: float, frames: int):
-    if sampling.stride_seconds:
-        return max(seconds - sampling.stride_seconds * frames, 0.0)
-    return max(len(times) - (frames - 1) * sampling.stride_frames - 1, 0)
-
-
-def _timed(sampling, times, seconds, frames, start):
-    return timed(
-        times,
-        start,
-        frames=frames,
-        stride_seconds=sampling.stride_seconds,
-        seconds=seconds,
-        short=sampling.short,
-    )
-
-
-def _strided(sampling, times, frames, start):
-    return strided(
-        start,
-        frames=frames,
-        stride=sampling.stride_frames,
-        count=len(times),
-        short=sampling.short,
-    )
-
-
-def _train_segments(sampling: Sampling, times: Times, seconds: float, frames: int, rng: Any):
+def _train_segments(settings: SamplingSettings, times, seconds, frames, rng):
     return segments(len(times), frames=frames, draws=rng.random(frames))
 
 
-def _view_segments(sampling: Sampling, times: Times, seconds: float, frames: int, views: int):
+def _view_segments(settings: SamplingSettings, times, seconds, frames, views):
     """Views differ in the part of each segment that they take: (v + 1/2) / V of it."""
-    parts = (np.arange(views) + 0.5) / views
-    return np.stack(
-        [segments(len(times), frames=frames, draws=np.full(frames, part)) for part in parts]
-    )
+    parts = [np.full(frames, (v + 0.5) / views) for v in range(views)]
+    return np.stack([segments(len(times), frames=frames, draws=part) for part in parts])
 
 
-def _whole(sampling: Sampling, times: Times, seconds: float, frames: int, *_: Any) -> np.ndarray:
-    return SHORT[sampling.short](np.arange(frames), len(times))
+def _whole(settings: SamplingSettings, times, seconds, frames, rng):
+    return PAD_MODES[settings.pad_mode].numbers(np.arange(frames), len(times))
 
 
-def _whole_view(sampling: Sampling, times: Times, seconds: float, frames: int, views: int):
+def _whole_view(settings: SamplingSettings, times, seconds, frames, views):
     if views > 1:
-        raise ValueError(f'data.views.temporal={views} of sampling.kind="all" would be equal')
-    return _whole(sampling, times, seconds, frames)[None]
+        raise ValueError(
+            f'data.views.temporal={views} of sampling.kind="all" would be equal; use 1'
+        )
+    return _whole(settings, times, seconds, frames, None)[None]
 
 
-KINDS: Registry[Kind] = Registry("kind of sampling")
-KINDS.add("clip", Kind(_train_clip, _view_clips))
-KINDS.add("segments", Kind(_train_segments, _view_segments))
-KINDS.add("all", Kind(_whole, _whole_view))
+SAMPLINGS.add("clip", Sampling(_train_clip, _view_clips, strided=True))
+SAMPLINGS.add("segments", Sampling(_train_segments, _view_segments))
+SAMPLINGS.add("all", Sampling(_whole, _whole_view))

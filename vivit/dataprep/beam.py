@@ -1,18 +1,15 @@
 """prepare on a cluster, by Apache Beam: pip install 'vivit[beam]'.
 
-The same steps on the same files: the workers need the data root and OUT, on a disk that all share.
+The workers do the same steps on the same files: they need the data root and OUT on a shared disk.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
-from vivit.data.staging import Plan
+from vivit.dataprep.staging import Plan
 
 
 def run_on_beam(options: Sequence[str] = ()) -> Callable[..., None]:
-    """A `run` for prepare_manifest. options: Beam's, such as --runner=DirectRunner.
-
-    ValueError where Beam is not installed.
-    """
+    """Returns a `run` for prepare_manifest. options: Beam's, such as --runner=DirectRunner."""
     try:
         import apache_beam as beam  # pyright: ignore[reportMissingImports]
         from apache_beam.options import pipeline_options  # pyright: ignore[reportMissingImports]

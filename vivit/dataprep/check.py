@@ -1,10 +1,9 @@
-"""python -m vivit.data check MANIFEST: what is wrong with the files, before it costs a run.
+"""python -m vivit.data check MANIFEST: finds what is wrong with the files before a run does.
 
 Every file is opened and its frames are counted; with `decode` every frame is decoded too.
 """
 
 import hashlib
-import json
 import os
 import sys
 from collections import Counter, defaultdict
@@ -16,12 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vivit.data import guard, tfrecord
-from vivit.data.decode import Damaged
+from vivit.data import decode_pool
 from vivit.data.files import data_root, fetch, is_uri, locate
-from vivit.data.footage import Footage, Limits, open_file
-from vivit.data.manifest import UNLABELLED, Clip, Manifest, read_manifest, write_manifest
-from vivit.io import write_atomically
+from vivit.data.manifest import UNLABELLED, ClipRow, Manifest, read_manifest
+from vivit.data.settings import ReadLimits
+from vivit.data.video import ClipReadError, VideoReader
+from vivit.data.video_files import open_video
+from vivit.dataprep.manifest_files import write_manifest
+from vivit.io import write_json
 
 UNUSUAL_RATE = 1.5  # times the median frame rate, or less than 1 / 1.5 of it
 CHUNK = 64  # frames decoded at once
@@ -29,7 +30,7 @@ CHUNK = 64  # frames decoded at once
 
 @dataclass
 class Finding:
-    """What a clip's file turned out to be. kind: "" where nothing is wrong."""
+    """What is known of a clip's file. kind: "" where nothing is wrong."""
 
     clip: str
     split: str
@@ -44,14 +45,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
-    """findings: one a clip. duplicates: groups of clips of the same content and segment; leaks:
-    those that are in several splits."""
+class CheckReport:
+    """What is wrong with a manifest.
+
+    findings: one per clip. duplicates: groups of clips of the same content and segment; leaks:
+    those that are in several splits. histogram: label -> split -> class -> clips.
+    """
 
     findings: list[Finding]
     duplicates: list[list[str]]
     leaks: list[list[str]]
-    histogram: dict[str, dict[str, dict[str, int]]]  # label -> split -> class -> clips
+    histogram: dict[str, dict[str, dict[str, int]]]
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -74,8 +78,8 @@ def check(
     root: str | Path | None = None,
     frames: int = 1,
     decode: bool = False,
-    limits: Limits = Limits(),
-) -> Report:
+    limits: ReadLimits = ReadLimits(),
+) -> CheckReport:
     """Probes every clip of a manifest on all cores.
 
     frames: fewer than these make a clip too short. decode: whether to decode all its frames.
@@ -90,26 +94,25 @@ def check(
         )
     _mark_rates(findings)
     duplicates, leaks = _duplicates(rows.clips, findings)
-    return Report(findings, duplicates, leaks, _histogram(rows))
+    return CheckReport(findings, duplicates, leaks, _histogram(rows))
 
 
-def write_hashes(manifest: str | Path, report: Report, out: str | Path) -> None:
-    """The manifest again, with the hash of each file: readers then refuse any other content."""
+def write_hashes(manifest: str | Path, report: CheckReport, out: str | Path) -> None:
+    """Writes the manifest with the hash of each file: readers then refuse any other content."""
     rows = read_manifest(manifest)
     pairs = zip(rows.clips, report.findings, strict=True)
     clips = tuple(
-        clip if tfrecord.is_record(clip.path) else replace(clip, sha256=finding.sha256)
-        for clip, finding in pairs
+        clip if clip.is_record else replace(clip, sha256=finding.sha256) for clip, finding in pairs
     )
     write_manifest(out, replace(rows, clips=clips))
 
 
-def write_findings(path: Path, report: Report) -> None:
-    write_atomically(path, json.dumps(report.as_json(), indent=1) + "\n")
+def write_findings(path: Path, report: CheckReport) -> None:
+    write_json(path, report.as_json())
 
 
-def table(report: Report) -> str:
-    """The report for a terminal."""
+def summary(report: CheckReport) -> str:
+    """Returns the report for a terminal."""
     count = len(report.findings)
     lines = [f"{count} clips, {sum(not f.kind for f in report.findings)} with nothing to report"]
     lines += [f"  {kind}: {number}" for kind, number in report.kinds.items()]
@@ -132,40 +135,39 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _probe(clip: Clip, root: str, frames: int, decode: bool, limits: Limits) -> Finding:
+def _probe(clip: ClipRow, root: str, frames: int, decode: bool, limits: ReadLimits) -> Finding:
     finding = Finding(clip.name, clip.split)
     try:
-        if not tfrecord.is_record(clip.path):
-            located = locate(root, clip.path)
+        if not clip.is_record:
+            located = locate(root, clip.path, follow_links=limits.follow_links)
             finding.sha256 = _hash(located, limits)
-        footage = open_file(clip, root, limits=limits)
-        finding.frames, finding.seconds = len(footage.times), round(footage.seconds, 3)
-        finding.rate = round(len(footage.times) / max(footage.seconds, 1e-6), 3)
-        finding.height, finding.width = footage.height, footage.width
+        video = open_video(clip, root, limits=limits)
+        finding.frames, finding.seconds = len(video.times), round(video.seconds, 3)
+        finding.rate = round(len(video.times) / max(video.seconds, 1e-6), 3)
+        finding.height, finding.width = video.height, video.width
         if finding.frames < frames:
-            raise Damaged("too short", f"{finding.frames} frames are fewer than {frames}")
+            raise ClipReadError("too short", f"{finding.frames} frames are fewer than {frames}")
         if decode:
-            _decode_all(footage)
-    except Damaged as error:
+            _decode_all(video)
+    except ClipReadError as error:
         finding.kind, finding.message = error.kind, str(error)
     return finding
 
 
-def _hash(located: str, limits: Limits) -> str:
+def _hash(located: str, limits: ReadLimits) -> str:
     if is_uri(located):
         _, data = fetch(located)
         return hashlib.sha256(data).hexdigest()
-    values, _ = guard.call("hash", located, timeout=limits.timeout)
-    return values["sha256"]
+    return decode_pool.sha256_of(located, timeout=limits.timeout_seconds)
 
 
-def _decode_all(footage: Footage) -> None:
-    for start in range(0, len(footage.times), CHUNK):
-        footage.read(np.arange(start, min(start + CHUNK, len(footage.times))), None)
+def _decode_all(video: VideoReader) -> None:
+    for start in range(0, len(video.times), CHUNK):
+        video.read(np.arange(start, min(start + CHUNK, len(video.times))), None)
 
 
 def _mark_rates(findings: list[Finding]) -> None:
-    """Frame rates far from the others': strides in frames then mean different times."""
+    """Marks unusual frame rates, with which strides in frames mean different times."""
     good = [f for f in findings if not f.kind and f.frames > 1]
     if not good:
         return
@@ -173,11 +175,11 @@ def _mark_rates(findings: list[Finding]) -> None:
     for finding in good:
         if not median / UNUSUAL_RATE <= finding.rate <= median * UNUSUAL_RATE:
             finding.kind = "odd frame rate"
-            finding.message = f"{finding.rate:g} frames a second, where {median:g} are usual"
+            finding.message = f"{finding.rate:g} frames per second; the median is {median:g}"
 
 
-def _duplicates(clips: tuple[Clip, ...], findings: list[Finding]):
-    groups: dict[Any, list[Clip]] = defaultdict(list)
+def _duplicates(clips: tuple[ClipRow, ...], findings: list[Finding]):
+    groups: dict[Any, list[ClipRow]] = defaultdict(list)
     for clip, finding in zip(clips, findings, strict=True):
         if finding.sha256:
             groups[finding.sha256, clip.start, clip.end].append(clip)
@@ -193,6 +195,6 @@ def _histogram(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
         for clip in manifest.clips:
             number = clip.labels[label]
             name = "(none)" if number == UNLABELLED else classes.names[number]
-            own = histogram.setdefault(label, {}).setdefault(clip.split, {})
-            own[name] = own.get(name, 0) + 1
+            counts = histogram.setdefault(label, {}).setdefault(clip.split, {})
+            counts[name] = counts.get(name, 0) + 1
     return histogram

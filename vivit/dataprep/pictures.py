@@ -1,20 +1,22 @@
-"""What data looks like: the check's HTML page, and contact sheets of prepared data sets."""
+"""Pictures of data: the HTML page of a check, and contact sheets of prepared data sets."""
 
 import base64
 import html
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-from vivit.data.check import Report
-from vivit.data.decode import Damaged
-from vivit.data.footage import Footage, Limits, open_file
-from vivit.data.manifest import Clip, read_manifest
+from vivit.data.manifest import ClipRow, read_manifest
+from vivit.data.settings import DataSettings, ReadLimits
 from vivit.data.sources import find, open_split
+from vivit.data.video import ClipReadError, VideoReader
+from vivit.data.video_files import open_video
+from vivit.dataprep.check import CheckReport
 from vivit.io import write_atomically
 
 WORST = 40  # clips shown on the page
@@ -25,14 +27,16 @@ border-bottom:1px solid #ddd;vertical-align:top}img{display:block}.n{color:#888}
 .bar{background:#69c;height:.8em;display:inline-block}"""
 
 
-def write_page(path: Path, report: Report, manifest: str | Path, root: str | Path) -> None:
-    """The check as one HTML file, with thumbnails of the worst clips."""
+def write_page(
+    path: Path, report: CheckReport, manifest: str | Path, root: str | Path, limits: ReadLimits
+) -> None:
+    """Writes a check as one HTML file, with thumbnails of the worst clips."""
     kinds = "".join(f"<tr><td>{_text(k)}<td>{n}" for k, n in report.kinds.items())
     worst = [i for i, f in enumerate(report.findings) if f.kind][:WORST]
     clips = read_manifest(manifest).clips
     rows = "".join(
-        f"<tr><td>{_thumbnail(clips[i], root)}<td>{_text(f.clip)}<br><b>{_text(f.kind)}</b>: "
-        f"{_text(f.message)}"
+        f"<tr><td>{_thumbnail(clips[i], root, limits)}<td>{_text(f.clip)}<br>"
+        f"<b>{_text(f.kind)}</b>: {_text(f.message)}"
         for i in worst
         for f in [report.findings[i]]
     )
@@ -53,7 +57,7 @@ def write_page(path: Path, report: Report, manifest: str | Path, root: str | Pat
 
 
 def describe(folder: str | Path, *, sheet: str | Path | None = None, label: str = "") -> str:
-    """Numbers and sizes of a prepared data set, and a contact sheet of its clips as a PNG."""
+    """Returns numbers and sizes of a prepared data set, and writes a contact sheet as a PNG."""
     place = Path(folder)
     home = place if (place / "dataset_info.json").exists() else find(place.name, place.parent)
     info = tfds.builder_from_directory(home).info
@@ -69,7 +73,8 @@ def describe(folder: str | Path, *, sheet: str | Path | None = None, label: str 
             f"frames: up to {width} x {height} pixels, short side at least {metadata['smallest']}"
         )
         lines.append(f"left out: {metadata['skipped']} (skipped.csv)")
-    shown: list[tuple[str, Footage]] = []
+    settings = DataSettings(info.name, str(_data_root(home, info.name)), label)
+    shown: list[tuple[str, VideoReader]] = []
     for name, split in info.splits.items():
         size = sum(path.stat().st_size for path in home.glob(f"**/*-{name}.array_record*"))
         part = f"{name}: {split.num_examples} clips, {size / 1e6:.1f} MB"
@@ -77,37 +82,42 @@ def describe(folder: str | Path, *, sheet: str | Path | None = None, label: str 
         if unlabelled:
             lines.append(f"{part}, {unlabelled} without {label}")
             continue
-        data = open_split(info.name, _data_root(home, info.name), split=name, label=label)
-        some = np.unique(np.linspace(0, len(data) - 1, min(512, len(data))).astype(int))
-        footage = [data.reader.open(int(i)) for i in some]
-        frames, seconds = (
-            np.array([f(x) for x in footage]) for f in (lambda x: len(x.times), lambda x: x.seconds)
-        )
-        lines.append(
-            f"{part}; of {len(some)} clips: {frames.min()} to {frames.max()} frames, "
-            f"{seconds.min():.2f} to {seconds.max():.2f} s"
-        )
-        counts = Counter(data.class_names[x.labels[label]] for x in footage)
-        lines.append("  " + ", ".join(f"{k} {n}" for k, n in counts.most_common(8)))
-        shown += [
-            (f"{name}: {data.class_names[footage[k].labels[label]]}", footage[k])
-            for k in np.linspace(0, len(footage) - 1, min(8, len(footage))).astype(int)
-        ]
+        more, videos = _describe_split(settings, name)
+        lines += [f"{part}; {more[0]}", *more[1:]]
+        shown += videos
     path = Path(sheet) if sheet else home / "contact_sheet.png"
     contact_sheet(shown).save(path)
     lines.append(f"contact sheet: {path}")
     return "\n".join(lines)
 
 
-def contact_sheet(clips: list[tuple[str, Footage]], *, moments: int = 6) -> Image.Image:
-    """A row a clip: frames from its beginning to its end, with its class."""
+def _describe_split(
+    settings: DataSettings, name: str
+) -> tuple[list[str], list[tuple[str, VideoReader]]]:
+    """Returns lines on lengths and classes of some clips, and clips to show with their titles."""
+    data = open_split(settings, name)
+    some = np.unique(np.linspace(0, len(data) - 1, min(512, len(data))).astype(int))
+    videos = [data.reader.open(int(i)) for i in some]
+    frames, seconds = [len(x.times) for x in videos], [x.seconds for x in videos]
+    classes = [data.class_names[x.labels[settings.label]] for x in videos]
+    lines = [
+        f"of {len(some)} clips: {min(frames)} to {max(frames)} frames, "
+        f"{min(seconds):.2f} to {max(seconds):.2f} s",
+        "  " + ", ".join(f"{k} {n}" for k, n in Counter(classes).most_common(8)),
+    ]
+    shown = np.linspace(0, len(videos) - 1, min(8, len(videos))).astype(int)
+    return lines, [(f"{name}: {classes[k]}", videos[k]) for k in shown]
+
+
+def contact_sheet(clips: list[tuple[str, VideoReader]], *, moments: int = 6) -> Image.Image:
+    """Returns one row per clip: frames from its beginning to its end, with its class."""
     row = TILE * 3 // 4 + 16
     sheet = Image.new("RGB", (TILE * moments, row * len(clips)), "white")
     draw = ImageDraw.Draw(sheet)
-    for y, (title, footage) in enumerate(clips):
+    for y, (title, video) in enumerate(clips):
         draw.text((4, y * row), title, fill="black")
-        numbers = np.linspace(0, len(footage.times) - 1, moments).astype(int)
-        for x, frame in enumerate(footage.read(numbers, None)):
+        numbers = np.linspace(0, len(video.times) - 1, moments).astype(int)
+        for x, frame in enumerate(video.read(numbers, None)):
             sheet.paste(_tile(frame), (x * TILE, y * row + 14))
     return sheet
 
@@ -118,12 +128,13 @@ def _tile(frame: np.ndarray) -> Image.Image:
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
-def _thumbnail(clip: Clip, root: str | Path) -> str:
-    """The middle frame, where it can be had."""
+def _thumbnail(clip: ClipRow, root: str | Path, limits: ReadLimits) -> str:
+    """Returns the middle frame as HTML, where it can be read within 10 seconds."""
     try:
-        footage = open_file(clip, root, short_side=TILE, limits=Limits(timeout=10.0))
-        frame = footage.read(np.array([len(footage.times) // 2]), None)[0]
-    except Damaged:
+        quick = replace(limits, timeout_seconds=10.0)
+        video = open_video(clip, root, short_side=TILE, limits=quick)
+        frame = video.read(np.array([len(video.times) // 2]), None)[0]
+    except ClipReadError:
         return "<span class=n>no picture</span>"
     file = io.BytesIO()
     _tile(frame).save(file, "JPEG", quality=80)
@@ -148,5 +159,5 @@ def _text(text: str) -> str:
 
 
 def _data_root(home: Path, name: str) -> Path:
-    """The folder that open_split wants of a data set's version folder."""
+    """Returns the data root of a data set's version folder."""
     return home.parent.parent if home.parent.name == name else home.parent.parent.parent

@@ -1,0 +1,78 @@
+"""Data sets whose records are clips already, raw bytes of one shape, such as moving_digits."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vivit.data.classes import Classes, mirror_names
+from vivit.data.settings import DataSettings
+from vivit.data.split import Split, class_names
+from vivit.data.video import RATE, VideoReader, Window
+
+
+def open_whole_clips(
+    builder: tfds.core.DatasetBuilder, split: str, settings: DataSettings
+) -> Split:
+    """Opens a split of a builder that stores bytes "clip" and one number per label.
+
+    The builder's metadata has "clip_shape" (frames, height, width, channels) and "labels" (label ->
+    class names).
+    """
+    info, metadata = builder.info, dict(builder.info.metadata or {})
+    shape = tuple(metadata["clip_shape"])
+    names = class_names(settings.name, metadata["labels"], settings.label)
+    records: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+    return Split(
+        reader=WholeClips(records, shape),
+        label=settings.label,
+        class_names=names,
+        flip_label=tuple(Classes(names, mirror_names(names)).flip_label()),
+        largest=shape[1:3],
+        smallest=min(shape[1:3]),
+        split=split,
+        name=settings.name,
+        version=str(info.version),
+        digest=_digest(info.splits[split].filepaths),
+    )
+
+
+@dataclass(frozen=True)
+class WholeClips:
+    """Clips of one shape (frames, height, width, channels)."""
+
+    records: Sequence[Any]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def name(self, i: int) -> str:
+        return f"record {i}"
+
+    def label(self, i: int, label: str) -> int:
+        return self.records[i][label]
+
+    def open(self, i: int) -> VideoReader:
+        record = self.records[i]
+        clip = np.frombuffer(record["clip"], np.uint8).reshape(self.shape)
+        frames, height, width, _ = self.shape
+
+        def read(numbers: np.ndarray, window: Window | None = None) -> np.ndarray:
+            top, left, h, w = window or (0, 0, height, width)
+            return clip[numbers, top : top + h, left : left + w]
+
+        return VideoReader(np.arange(frames) / RATE, frames / RATE, height, width, record, read)
+
+
+def _digest(paths: Sequence[Any]) -> str:
+    """Returns the SHA-256 of all shards."""
+    digest = hashlib.sha256()
+    for path in sorted(map(str, paths)):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

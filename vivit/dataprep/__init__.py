@@ -1,0 +1,1 @@
+"""python -m vivit.data: from video files and annotations to data sets that training reads."""
