@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
+FACTORISED_ENCODER = "factorised_encoder(temporal_depth=2)"
 FAMILIES = {
     "spacetime_token": {"family": "joint", "readout": "cls"},
-    "factorized_encoder_token": {"family": "factorised_encoder", "readout": "cls"},
-    "factorized_encoder_gap": {"family": "factorised_encoder", "readout": "mean"},
+    "factorized_encoder_token": {"family": FACTORISED_ENCODER, "readout": "cls"},
+    "factorized_encoder_gap": {"family": FACTORISED_ENCODER, "readout": "mean"},
     "factorized_self_attention_time_space": {
-        "stages": [{"depth": 2, "mixers": ["time", "space"], "pool": "mean"}]
+        "stages": [{"depth": 2, "attentions": ["time", "space"], "pool": "mean"}]
     },
     "factorized_dot_product": {"family": "factorised_dot_product", "readout": "mean"},
 }
@@ -30,7 +31,6 @@ def load(name):
         "heads": 4,
         "mlp_dim": 96,
         "depth": 2,
-        "temporal_depth": 2,
         "tubelet": (2, 4, 4),
         **FAMILIES[name],
     }

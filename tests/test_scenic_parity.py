@@ -70,12 +70,14 @@ def test_attention_weights_of_factorised_self_attention():
     arrays, config = scenic.load(name)
     maps = capture(vivit.build(config), scenic.tree(arrays, "params/", name), arrays["input"])
     for attention in maps.attentions:
-        key = f"encoderblock_{attention.layer}/MultiHeadDotProductAttention_{attention.pattern}"
+        key = (
+            f"encoderblock_{attention.layer}/MultiHeadDotProductAttention_{attention.pattern.name}"
+        )
         expected = arrays[f"attn/Transformer/{key}/attention_weights"]
         ours = np.asarray(attention.weights())  # [B, h, Tq, Sq, Tk, Sk]
-        if attention.pattern == "space":
-            own = np.stack([ours[:, :, t, :, t] for t in range(4)], axis=1)  # [B, T, h, Sq, Sk]
+        if attention.pattern.name == "space":
+            weights = np.stack([ours[:, :, t, :, t] for t in range(4)], axis=1)  # [B, T, h, Sq, Sk]
         else:
-            own = np.stack([ours[:, :, :, s, :, s] for s in range(16)], axis=1)
-        np.testing.assert_allclose(own.reshape(expected.shape), expected, atol=TOLERANCE)
-        assert ours.sum() == pytest.approx(own.sum(), rel=1e-5)  # nothing beside its own sets
+            weights = np.stack([ours[:, :, :, s, :, s] for s in range(16)], axis=1)
+        np.testing.assert_allclose(weights.reshape(expected.shape), expected, atol=TOLERANCE)
+        assert ours.sum() == pytest.approx(weights.sum(), rel=1e-5)  # none outside the sets

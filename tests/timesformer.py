@@ -42,7 +42,7 @@ def from_timesformer(params, *, heads):
 
     embeddings = "timesformer.embeddings"
     patches = params[f"{embeddings}.patch_embeddings.projection.weight"]  # [D, C, H, W]
-    places = params[f"{embeddings}.position_embeddings"][0]
+    positions = params[f"{embeddings}.position_embeddings"][0]
     depth = sum(name.endswith("temporal_dense.bias") for name in params)
     return {
         "tubelet": {
@@ -52,8 +52,8 @@ def from_timesformer(params, *, heads):
         "stage_0": {
             "class_token": params[f"{embeddings}.cls_token"][:, None],
             "position": {
-                "class_token": places[:1],
-                "space": places[1:],
+                "class_token": positions[:1],
+                "space": positions[1:],
                 "time": params[f"{embeddings}.time_embeddings"][0],
             },
             "norm": norm("timesformer.layernorm"),

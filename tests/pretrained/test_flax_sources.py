@@ -82,18 +82,18 @@ def test_attention_of_a_scenic_checkpoint(name, tmp_path):
     maps = capture(vivit.build(loaded.model_config), loaded.params, arrays["input"])
     assert len(maps.attentions) == (2 if "token" in name else 4)
     for attention in maps.attentions:
-        module = "0" if attention.pattern == "joint" else attention.pattern
+        module = "0" if attention.pattern.name == "joint" else attention.pattern.name
         key = f"encoderblock_{attention.layer}/MultiHeadDotProductAttention_{module}"
         expected = arrays[f"attn/Transformer/{key}/attention_weights"]
         ours = np.asarray(attention.weights())
-        if attention.pattern == "joint":
-            own = ours.reshape(2, 4, 64, 64)
+        if attention.pattern.name == "joint":
+            weights = ours.reshape(2, 4, 64, 64)
             expected = expected[:, :, 1:, 1:]
-        elif attention.pattern == "space":
-            own = np.stack([ours[:, :, t, :, t] for t in range(4)], axis=1)
+        elif attention.pattern.name == "space":
+            weights = np.stack([ours[:, :, t, :, t] for t in range(4)], axis=1)
         else:
-            own = np.stack([ours[:, :, :, s, :, s] for s in range(16)], axis=1)
-        np.testing.assert_allclose(own.reshape(expected.shape), expected, atol=TOLERANCE)
+            weights = np.stack([ours[:, :, :, s, :, s] for s in range(16)], axis=1)
+        np.testing.assert_allclose(weights.reshape(expected.shape), expected, atol=TOLERANCE)
 
 
 IMPORTS = {
@@ -102,12 +102,11 @@ IMPORTS = {
         "clip": CLIP,
         "inflation": "average_frames",
     },
-    "import_token_spacetime_resize_tile_24px": {"clip": (8, 24, 24), "positions": "zoom"},
+    "import_token_spacetime_resize_tile_24px": {"clip": (8, 24, 24), "position_resize": "zoom"},
     "import_token_fe_tile": {
         "clip": CLIP,
-        "family": "factorised_encoder",
+        "family": "factorised_encoder(temporal_depth=2)",
         "class_token": "fresh",
-        "model": {"temporal_depth": 2},
     },
     "import_gap_fsa_tile": {
         "clip": CLIP,
@@ -191,16 +190,16 @@ def image_vit(params, images):
     for i in range(2):
         block = f"Transformer/encoderblock_{i}"
         y = norm(x, f"{block}/LayerNorm_0")
-        own = f"{block}/MultiHeadDotProductAttention_0"
+        attention = f"{block}/MultiHeadDotProductAttention_0"
         q, k, v = (
-            np.einsum("bnd,dhk->bhnk", y, params[f"{own}/{part}/kernel"])
-            + params[f"{own}/{part}/bias"][None, :, None]
+            np.einsum("bnd,dhk->bhnk", y, params[f"{attention}/{part}/kernel"])
+            + params[f"{attention}/{part}/bias"][None, :, None]
             for part in ("query", "key", "value")
         )
         scores = np.exp(np.einsum("bhnk,bhmk->bhnm", q, k) / np.sqrt(q.shape[-1]))
         mixed = np.einsum("bhnm,bhmk->bnhk", scores / scores.sum(-1, keepdims=True), v)
-        x = x + np.einsum("bnhk,hkd->bnd", mixed, params[f"{own}/out/kernel"])
-        x = x + params[f"{own}/out/bias"]
+        x = x + np.einsum("bnhk,hkd->bnd", mixed, params[f"{attention}/out/kernel"])
+        x = x + params[f"{attention}/out/bias"]
         y = norm(x, f"{block}/LayerNorm_1") @ params[f"{block}/MlpBlock_0/Dense_0/kernel"]
         y = y + params[f"{block}/MlpBlock_0/Dense_0/bias"]
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))

@@ -88,7 +88,7 @@ def test_what_a_model_would_need_beyond_the_file():
     refuses(HF, "16 problems", "missing: stage_0/layer_2/mlp/up/kernel", model={"depth": 3})
     refuses(HF, "16 problems", "unexpected: vivit.encoder.layer.1.", model={"depth": 1})
     refuses(HF, "wrong shape", "vivit.encoder.layer.0.intermediate", model={"mlp_dim": 32})
-    refuses(HF, "unknown model fields ['colour']", model={"colour": 1})
+    refuses(HF, "unknown key model.colour", model={"colour": 1})
     text = "wrong shape: vivit.embeddings.patch_embeddings.projection.weight [2, 8, 8, 3, 24]"
     refuses(HF, text, model={"tubelet": (2, 4, 4)})
 
@@ -98,9 +98,13 @@ def test_what_a_model_would_need_beyond_the_file():
     [
         ({"source": "hub"}, "unknown source 'hub'; known: hf_timesformer, hf_videomae"),
         ({"inflation": "best"}, "unknown inflation 'best'"),
-        ({"positions": "nearest"}, "unknown resize 'nearest'; known: cubic, linear"),
-        ({"time_attention": "zero"}, "time_attention='zero'; known: zero_out, copy"),
-        ({"class_token": "drop"}, "class_token='drop'; known: keep, fresh"),
+        ({"position_resize": "nearest"}, "unknown resize 'nearest'; known: cubic, linear"),
+        (
+            {"time_attention": "zero"},
+            "unknown time_attention 'zero'; known: copy, fresh, scenic, zero_out",
+        ),
+        ({"class_token": "drop"}, "unknown class_token 'drop'; known: fresh, keep"),
+        ({"positions": "linear"}, "unknown key positions; did you mean position_resize?"),
         ({"head": ("cat",)}, "head=('cat',): no classes ['cat'] in the file"),
         ({"head": "keep", "classes": 7}, "wrong shape: classifier.bias [5] for head/bias [7]"),
     ],
@@ -113,7 +117,7 @@ def test_names_that_are_not_there(tmp_path):
     refuses(tmp_path / "nowhere", "no file or folder")
     refuses(tmp_path, "no weights in", "name the file")
     (tmp_path / "model.safetensors").write_bytes((HF / "model.safetensors").read_bytes())
-    refuses(tmp_path, "of no known source", "There is no config.json beside it")
+    refuses(tmp_path, "of no known source", "There is no config.json next to it")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
@@ -126,7 +130,7 @@ def test_truncated_files(folder, tmp_path, keep):
     ]
     for file in files:
         file.write_bytes(file.read_bytes()[:keep])
-        refuses(file, "is damaged or is no")
+        refuses(file, "is damaged or is not a")
 
 
 def test_bit_flips_in_headers_never_crash(folder, tmp_path):
@@ -154,7 +158,7 @@ def test_bit_flips_in_headers_never_crash(folder, tmp_path):
 
 def test_a_header_that_promises_too_much(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
-    refuses(folder, "is damaged or is no safetensors file")
+    refuses(folder, "is damaged or is not a safetensors file")
     huge = (
         b"\x93NUMPY\x01\x00v\x00"
         + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999,), }"
@@ -174,9 +178,9 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", **{"embedding/kernel": np.array([Evil()], dtype=object)})
     refuses(tmp_path / "a.npz", "holds Python objects, which are never unpickled")
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Evil()))
-    refuses(tmp_path / "b.npz", "is damaged or is no npz file")
+    refuses(tmp_path / "b.npz", "is damaged or is not a npz file")
     (tmp_path / "checkpoint").write_bytes(pickle.dumps(Evil()))
-    refuses(tmp_path / "checkpoint", "is damaged or is no Flax msgpack file")
+    refuses(tmp_path / "checkpoint", "is damaged or is not a Flax msgpack file")
     assert not Path("/tmp/vivit_was_here").exists()
 
 
@@ -234,7 +238,7 @@ def test_shards(folder):
 def test_shards_stay_in_their_folder(folder, name):
     index = sharded(folder)
     index.write_text(index.read_text().replace('"a.safetensors"', json.dumps(name)))
-    refuses(folder, "which is no safetensors file of its folder")
+    refuses(folder, "which is not a safetensors file of its folder")
 
 
 def test_shards_that_do_not_agree_with_their_index(folder):
@@ -334,7 +338,7 @@ def test_configs_that_no_parser_likes(folder, value):
 
 
 def test_a_source_that_the_file_is_not():
-    refuses(HF, "is no file of source 'vivit', but one of hf_vivit", source="vivit")
+    refuses(HF, "is not a file of source 'vivit', but one of hf_vivit", source="vivit")
     refuses(HF, "source_clip=(2, 8, 8), but", source_clip=(2, 8, 8))
 
 

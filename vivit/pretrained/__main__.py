@@ -1,23 +1,24 @@
-"""python -m vivit.pretrained {inspect,convert,export} PATH ...: what a file of weights holds, and
-copies of it for us (convert) or for others (export)."""
+"""python -m vivit.pretrained {inspect,convert,export} PATH ...: prints what a file of weights
+holds, or writes a copy of it for vivit (convert) or for other programs (export)."""
 
 import argparse
 import ast
+import re
 import shlex
+from dataclasses import fields
 from typing import Any
 
-from vivit.cli import run_command, show_log
-from vivit.pretrained import SOURCES, Pretrained, load
-from vivit.pretrained.adapt import CLASS_TOKEN, TIME_ATTENTION
-from vivit.pretrained.export import WRITERS, export
-from vivit.pretrained.resize import INFLATIONS, RESIZES
+from vivit.cli import run_command, show_log, three_sizes
+from vivit.pretrained import WRITERS, Pretrained, export, load
+from vivit.pretrained.settings import LoadOptions
 
 
-def _clip(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 32x224x224: frames, height, width")
-    return int(parts[0]), int(parts[1]), int(parts[2])
+def _names(text: str) -> str | tuple[str, ...]:
+    return tuple(text.split(",")) if "," in text else text
+
+
+# How the options that are not a plain string are read.
+TYPES: dict[str, Any] = {"source_clip": three_sizes, "head": _names}
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -33,7 +34,7 @@ def _field(text: str) -> tuple[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vivit.pretrained", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="print the model and what became of each array")
+    inspect = commands.add_parser("inspect", help="print the model and the result for each array")
     convert = commands.add_parser("convert", help="write a portable folder that load reads")
     export_ = commands.add_parser("export", help="write a folder for other programs")
     export_.add_argument("--to", choices=sorted(WRITERS), required=True)
@@ -46,32 +47,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", default="auto", choices=["auto", *SOURCES])
-    parser.add_argument("--family")
-    parser.add_argument("--clip", type=_clip, metavar="FxHxW")
-    parser.add_argument("--classes", type=int)
-    parser.add_argument(
-        "--source-clip", type=_clip, metavar="FxHxW", help="the file's, if it can't tell"
-    )
-    parser.add_argument("--head", default="auto", help="auto, keep, replace, or names, with commas")
-    parser.add_argument("--inflation", default="central_frame", choices=[*INFLATIONS, "fresh"])
-    parser.add_argument("--positions", default="linear", choices=sorted(RESIZES))
-    parser.add_argument("--time-attention", default="zero_out", choices=TIME_ATTENTION)
-    parser.add_argument("--class-token", default="keep", choices=CLASS_TOKEN)
-    parser.add_argument("--checkpoint", default="best", help="of a run: best, latest or a step")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn afresh")
+    parser.add_argument("--family", help="of the wanted model, where it is not the file's")
+    parser.add_argument("--clip", type=three_sizes, metavar="FxHxW", help="of the wanted model")
+    parser.add_argument("--classes", type=int, help="of the wanted model")
+    parser.add_argument("--seed", type=int, default=0, help="of what is newly initialised")
     parser.add_argument(
         "--model", type=_field, action="append", default=[], metavar="FIELD=VALUE",
-        help="any other field of vivit.ViViT",
+        help="any other field of the wanted model, as in config.model",
     )  # fmt: skip
+    for field in fields(LoadOptions):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=field.default,
+            type=TYPES.get(field.name, str),
+            help=_help(field.name),
+        )
+
+
+def _help(name: str) -> str:
+    """Returns what the docstring of LoadOptions says of an option."""
+    found = re.search(rf"^    {name}: (.*(?:\n        .*)*)", LoadOptions.__doc__ or "", re.M)
+    assert found, f"LoadOptions does not describe {name}"
+    return " ".join(found[1].split())
 
 
 def _load(arguments: argparse.Namespace) -> Pretrained:
-    own = ("command", "path", "out", "to", "head", "model")
-    options = {name: value for name, value in vars(arguments).items() if name not in own}
-    head = arguments.head
-    names = tuple(head.split(",")) if "," in head else head
-    return load(arguments.path, head=names, model=dict(arguments.model), **options)
+    taken = ("family", "clip", "classes", "seed", *(field.name for field in fields(LoadOptions)))
+    options = {name: getattr(arguments, name) for name in taken}
+    return load(arguments.path, model=dict(arguments.model), **options)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,5 @@
 """Weight files as named arrays, read without running anything that they hold."""
 
-import hashlib
-import json
 import math
 import pickle  # for the name of an error
 import zipfile
@@ -13,15 +11,23 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from flax import serialization
+from flax.traverse_util import flatten_dict
 from safetensors import safe_open
+
+from vivit import io
 
 Arrays = dict[str, np.ndarray]
 
 
 class Archive(NamedTuple):
-    """What a path holds. format: "npz", "msgpack", "safetensors" or "torch". config: of the
-    config.json beside the weights, or {}. processor: of the preprocessor_config.json, or {}.
-    sha256: of every file that was read."""
+    """The arrays of a path, by name.
+
+    format: "npz", "msgpack", "safetensors", "torch", or "run".
+    config: of the config.json next to the weights, or of the run; {} for none.
+    processor: of the preprocessor_config.json next to the weights; {} for none.
+    sha256: of every file that was read, by name.
+    described: whether the format needs a config.json, which says what model it is.
+    """
 
     path: Path
     format: str
@@ -29,59 +35,75 @@ class Archive(NamedTuple):
     config: Mapping[str, Any]
     processor: Mapping[str, Any]
     sha256: dict[str, str]
+    described: bool = False
 
 
-def read(path: str | Path) -> Archive:
-    """All arrays of a file, or of the weights in a folder. ValueError for what can't be read."""
-    path = Path(path).expanduser()
+class Format(NamedTuple):
+    """A file format. described: whether it needs a config.json, which says what model it is."""
+
+    name: str
+    read: Callable[[Path], Arrays]
+    described: bool = False
+
+
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def read(path: Path) -> Archive:
+    """Returns all arrays of a file, or of the weights in a folder.
+
+    Raises ValueError for what can't be read.
+    """
     if not path.exists():
         raise ValueError(f"no file or folder {str(path)!r}; weights are not downloaded: fetch them")
     file = _weights_in(path) if path.is_dir() else path
-    form, reader = _reader(file)
-    arrays = _without_wrapper(reader(file))
+    form = _format_of(file)
+    arrays = _without_wrapper(form.read(file))
     if not arrays:
         raise ValueError(f"{file} holds no arrays")
     files = [file]
-    if form == "safetensors" and file.suffix == ".json":
+    if file.name.endswith(INDEX):
         files += sorted({file.parent / name for name in _shards(file).values()})
-    config = {}
-    if form in ("safetensors", "torch"):
-        for name in ("config.json", "preprocessor_config.json", "video_preprocessor_config.json"):
-            beside = file.parent / name
-            if beside.exists():
-                config[name] = read_json(beside)
-                files.append(beside)
-    about = config.pop("config.json", {})
-    processor = next(iter(config.values()), {})
-    return Archive(path, form, arrays, about, processor, {f.name: sha256(f) for f in files})
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("config.json", *PROCESSORS) if form.described else ():
+        neighbour = file.parent / name
+        if neighbour.exists():
+            found[name] = read_json_object(neighbour)
+            files.append(neighbour)
+    hashes = {f.name: io.sha256_of(f) for f in files}
+    config = found.pop("config.json", {})
+    processor = next(iter(found.values()), {})
+    return Archive(path, form.name, arrays, config, processor, hashes, form.described)
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. ValueError for anything else."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the object of a JSON file. Raises ValueError for anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = io.read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, no JSON object")
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
 
 
+def flat_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of a tree of parameters by path, such as "stage_0/norm/scale"."""
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    return flat
+
+
 def _without_wrapper(arrays: Arrays) -> Arrays:
-    """Names without "module.", which data-parallel training in PyTorch puts before all of them."""
+    """Removes "module.", which data-parallel training in PyTorch puts before all names."""
     start = "module."
     wrapped = bool(arrays) and all(name.startswith(start) for name in arrays)
     return {n.removeprefix(start): a for n, a in arrays.items()} if wrapped else arrays
 
 
-_NAMES = (  # of weights in a folder; the first that is there counts
+INDEX = ".safetensors.index.json"
+_NAMES = (  # of weights in a folder; the first that exists counts
     "model.safetensors",
-    "model.safetensors.index.json",
+    f"model{INDEX}",
     "pytorch_model.bin",
     "checkpoint",
 )
@@ -99,34 +121,34 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def _reader(file: Path) -> tuple[str, Callable[[Path], Arrays]]:
-    """By the name, and for a name that says nothing (Scenic's "checkpoint") by the contents."""
-    if file.name.endswith(".safetensors.index.json"):
-        return "safetensors", _read_shards
+def _format_of(file: Path) -> Format:
+    """By the name, or for a name without a known suffix (Scenic's "checkpoint") the contents."""
+    torch = Format("torch", _read_torch, described=True)
+    npz = Format("npz", _read_npz)
     by_suffix = {
-        ".npz": ("npz", _read_npz),
-        ".safetensors": ("safetensors", _read_safetensors),
-        ".bin": ("torch", _read_torch),
-        ".pt": ("torch", _read_torch),
-        ".pth": ("torch", _read_torch),
-        ".pyth": ("torch", _read_torch),
+        INDEX: Format("safetensors", _read_shards, described=True),
+        ".npz": npz,
+        ".safetensors": Format("safetensors", _read_safetensors, described=True),
+        ".bin": torch,
+        ".pt": torch,
+        ".pth": torch,
+        ".pyth": torch,
     }
-    if file.suffix in by_suffix:
-        return by_suffix[file.suffix]
-    if zipfile.is_zipfile(file):
-        return by_suffix[".npz"]
-    return "msgpack", _read_msgpack
+    for suffix, form in by_suffix.items():
+        if file.name.endswith(suffix):
+            return form
+    return npz if zipfile.is_zipfile(file) else Format("msgpack", _read_msgpack)
 
 
 @contextmanager
 def _readable(file: Path, form: str) -> Iterator[None]:
-    """Whatever a reader raises for a damaged file, as one line."""
+    """Turns whatever a reader raises for a damaged file into a ValueError of one line."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{file} is damaged or is no {form} file: {error}") from error
+        raise ValueError(f"{file} is damaged or is not a {form} file: {error}") from error
     except Exception as error:  # zlib's, zipfile's, tokenize's, the pickle module's, ...
-        raise ValueError(f"{file} is damaged or is no {form} file: {error!r}") from error
+        raise ValueError(f"{file} is damaged or is not a {form} file: {error!r}") from error
 
 
 def _read_npz(file: Path) -> Arrays:
@@ -146,7 +168,8 @@ def _read_npz(file: Path) -> Arrays:
 
 
 def _check_npy_header(info: zipfile.ZipInfo, member: Any) -> None:
-    """numpy allocates what a header promises before it reads: the promise must be kept."""
+    """Raises ValueError where a header promises more or less than the member holds: NumPy allocates
+    what is promised before it reads."""
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{info.filename} has the unknown npy version {version}")
@@ -158,9 +181,9 @@ def _check_npy_header(info: zipfile.ZipInfo, member: Any) -> None:
     shape, _, dtype = read_header(member)
     if dtype.hasobject:
         raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
-    promised, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-    if promised != there:
-        raise ValueError(f"{info.filename} promises {promised} bytes and holds {there}")
+    promised, held = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+    if promised != held:
+        raise ValueError(f"{info.filename} promises {promised} bytes and holds {held}")
 
 
 def _read_safetensors(file: Path) -> Arrays:
@@ -178,25 +201,27 @@ def _tensors(file: Path, framework: str) -> Arrays:
 
 
 def _shards(index: Path) -> dict[str, str]:
-    """name of an array -> name of its file, which lies in the index's folder."""
-    files = read_json(index).get("weight_map")
+    """Returns array -> its file, by name; the files lie in the index's folder."""
+    files = read_json_object(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{index} has no weight_map")
     for name in files.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith("tensors"):
-            raise ValueError(f"{index} names {name!r}, which is no safetensors file of its folder")
+            raise ValueError(
+                f"{index} names {name!r}, which is not a safetensors file of its folder"
+            )
     return files
 
 
 def _read_shards(index: Path) -> Arrays:
     files, arrays = _shards(index), {}
     for name in sorted(set(files.values())):
-        there = _read_safetensors(index.parent / name)
+        shard = _read_safetensors(index.parent / name)
         wanted = {key for key, file in files.items() if file == name}
-        if wanted != set(there):
-            wrong = ", ".join(sorted(wanted ^ set(there)))
+        if wanted != set(shard):
+            wrong = ", ".join(sorted(wanted ^ set(shard)))
             raise ValueError(f"{index} and {name} do not agree on: {wrong}")
-        arrays |= there
+        arrays |= shard
     return arrays
 
 
@@ -216,7 +241,7 @@ def _read_torch(file: Path) -> Arrays:
             if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
                 loaded = loaded[key]
         if not isinstance(loaded, Mapping):
-            raise ValueError(f"it holds a {type(loaded).__name__}, no tensors by name")
+            raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
         tensors = {str(name): v.detach() for name, v in loaded.items() if hasattr(v, "detach")}
         return {
             name: (v.to(torch.float32) if v.is_floating_point() else v).numpy()
@@ -228,7 +253,7 @@ def _read_msgpack(file: Path) -> Arrays:
     with _readable(file, "Flax msgpack"):
         tree = serialization.msgpack_restore(file.read_bytes())
         if not isinstance(tree, dict):
-            raise ValueError(f"it holds a {type(tree).__name__}, no tree of arrays")
+            raise ValueError(f"it holds a {type(tree).__name__}, not a tree of arrays")
         return dict(_leaves(tree, ""))
 
 

@@ -3,31 +3,32 @@
 import numpy as np
 
 from vivit.pretrained.files import Arrays
-from vivit.pretrained.table import Rule, depth_of, split_class_row
+from vivit.pretrained.sources import Rule, depth_of, split_class_row
 
 EMBEDDING = "embedding/kernel"
 
 
 def block_rules(encoder: str, stage: int, pattern: str) -> list[Rule]:
-    """Rules of an encoder's blocks and norm.
+    """Returns the rules of an encoder's blocks and norm.
 
     Linen numbers modules by kind (MlpBlock_0), the API before it all of a block together
     (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3).
     """
-    block, own = rf"{encoder}/encoderblock_(\d+)", rf"stage_{stage}/layer_\1"
+    block, path = rf"{encoder}/encoderblock_(\d+)", rf"stage_{stage}/layer_\1"
     return [
-        Rule(rf"{block}/LayerNorm_0/(scale|bias)", rf"{own}/norm_{pattern}/\2"),
+        Rule(rf"{block}/LayerNorm_0/(scale|bias)", rf"{path}/norm_{pattern}/\2"),
         Rule(
             rf"{block}/MultiHeadDotProductAttention_[01]/(query|key|value|out)/(kernel|bias)",
-            rf"{own}/attention_{pattern}/\2/\3",
+            rf"{path}/attention_{pattern}/\2/\3",
         ),
-        Rule(rf"{block}/LayerNorm_[12]/(scale|bias)", rf"{own}/norm_mlp/\2"),
-        *mlp_rules(rf"{block}/MlpBlock_[03]", rf"{own}/mlp"),
+        Rule(rf"{block}/LayerNorm_[12]/(scale|bias)", rf"{path}/norm_mlp/\2"),
+        *mlp_rules(rf"{block}/MlpBlock_[03]", rf"{path}/mlp"),
         Rule(rf"{encoder}/encoder_norm/(scale|bias)", rf"stage_{stage}/norm/\1"),
     ]
 
 
 def mlp_rules(name: str, path: str) -> list[Rule]:
+    """Returns the rules of an MLP."""
     return [
         Rule(rf"{name}/Dense_0/(?P<leaf>kernel|bias)", rf"{path}/up/\g<leaf>"),
         Rule(rf"{name}/Dense_1/(?P<leaf>kernel|bias)", rf"{path}/down/\g<leaf>"),
@@ -35,7 +36,7 @@ def mlp_rules(name: str, path: str) -> list[Rule]:
 
 
 def position_rule(name: str, path: str, *, cls: bool) -> Rule:
-    """A table [1, N, D], whose first row is the class token's where there is one."""
+    """Returns the rule of a table [1, N, D], whose first row is the class token's if it has one."""
     if cls:
         return Rule(name, f"{path}/", split_class_row)
     return Rule(name, f"{path}/table", lambda table: table[0])
@@ -50,11 +51,14 @@ EMBEDDING_AND_HEAD = [
 
 
 def encoder_sizes(arrays: Arrays, encoder: str) -> dict[str, int]:
-    """depth, heads and mlp_dim of an encoder, read off its arrays. ValueError names what lacks."""
+    """Returns depth, heads and mlp_dim of an encoder, read off its arrays.
+
+    Raises ValueError that names what is missing.
+    """
     block = rf"{encoder}/encoderblock_(\d+)/"
     depth = depth_of(arrays, block)
     if not depth:
-        raise ValueError(f"there is no {encoder}/encoderblock_0/... among the arrays")
+        raise ValueError(f"missing: {encoder}/encoderblock_0/...")
     query = _find(arrays, f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_", "query/kernel")
     hidden = _find(arrays, f"{encoder}/encoderblock_0/MlpBlock", "Dense_0/kernel")
     if query.ndim != 3 or hidden.ndim != 2:
@@ -70,7 +74,10 @@ def _find(arrays: Arrays, start: str, end: str) -> np.ndarray:
 
 
 def common_sizes(arrays: Arrays) -> dict[str, int | None]:
-    """width, classes and pre_logits."""
+    """Returns width, classes and pre_logits.
+
+    Raises ValueError without a patch embedding.
+    """
     if EMBEDDING not in arrays or arrays[EMBEDDING].ndim not in (4, 5):
         raise ValueError(f"missing: {EMBEDDING} of shape [(t,) h, w, C, D]")
     heads = [arrays[n] for n in ("head/kernel", "output_projection/kernel") if n in arrays]

@@ -1,113 +1,107 @@
 """TimeSformer of HuggingFace transformers (its modeling_timesformer.py), three attention types.
 
-Its tokens are ordered (y, x, t), ours (t, y, x): the same sets, the same numbers.
+Its tokens are ordered (y, x, t) and those of vivit (t, y, x): the same sets, the same numbers.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from vivit.pretrained import torch_names as hf
 from vivit.pretrained.files import Archive, Arrays
-from vivit.pretrained.table import (
-    Asked,
-    Native,
-    Rule,
-    apply_rules,
-    depth_of,
-    source,
-)
-from vivit.pretrained.torch_names import (
-    HEAD,
-    dense_rules,
-    get,
-    head_classes,
-    is_model,
-    labels,
-    norm_rules,
-    out_rules,
-    pair,
-    patches,
-    pixels,
-    sizes,
-    to_heads,
-)
+from vivit.pretrained.sources import LoadHints, Rule, SourceModel, apply_rules, depth_of, source
 
 ROOT = r"(?:timesformer\.)?"
 LAYER = rf"{ROOT}encoder\.layer\.(\d+)"
-# attention_type -> family, pattern of its spatial (or joint) attention, position
-TYPES = {
-    "divided_space_time": ("divided", "space", "learned_space_time"),
-    "joint_space_time": ("joint", "joint", "learned_space_time"),
-    "space_only": ("space_only", "space", "learned"),
-}
 PUBLISHED_PIXELS = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 
+class AttentionType(NamedTuple):
+    """An attention_type of transformers as a model of vivit.
+
+    pattern: of its attention over space, or over both. table: the parameter of the position
+    embedding that holds the file's table over space.
+    """
+
+    family: str
+    pattern: str
+    position: str
+    table: str
+    notes: tuple[str, ...] = ()
+
+
+TYPES = {
+    "divided_space_time": AttentionType("divided", "space", "learned_space_time", "space"),
+    "joint_space_time": AttentionType("joint", "joint", "learned_space_time", "space"),
+    "space_only": AttentionType(
+        "space_only",
+        "space",
+        "learned",
+        "table",
+        ("space_only: logits are the mean of transformers' logits of each frame",),
+    ),
+}
+
+
 @source(
-    "hf_timesformer", about="HuggingFace TimeSformer folder", recognises=is_model("timesformer")
+    "hf_timesformer",
+    about="HuggingFace TimeSformer folder",
+    recognises=hf.is_model("timesformer"),
 )
-def read_timesformer(archive: Archive, asked: Asked) -> Native:
-    """space_only: the mean of the logits that transformers gives for each frame."""
+def read_timesformer(archive: Archive, hints: LoadHints) -> SourceModel:
+    """Returns the model; that of space_only gives the mean of transformers' logits over frames."""
     config, arrays = archive.config, archive.arrays
-    kind = get(config, "attention_type", str)
-    if kind not in TYPES:
-        raise ValueError(f"config.json has attention_type={kind!r}; known: {', '.join(TYPES)}")
-    family, pattern, position = TYPES[kind]
-    shape = sizes(config)
-    native = Native(
-        {
-            **shape,
-            **pixels(archive, *PUBLISHED_PIXELS),
-            "clip": (get(config, "num_frames"), *pair(config, "image_size")),
-            "tubelet": (1, *pair(config, "patch_size")),
-            "depth": depth_of(arrays, LAYER),
-            "family": family,
-            "readout": "cls",
-            "position": position,
-            "qkv_bias": "qkv" if config.get("qkv_bias", True) else "",
-            "classes": head_classes(arrays),
-        },
-        labels=labels(config, head_classes(arrays)),
+    name = hf.get(config, "attention_type", str)
+    if name not in TYPES:
+        raise ValueError(f"config.json has attention_type={name!r}; known: {', '.join(TYPES)}")
+    kind, shape = TYPES[name], hf.sizes(config)
+    model = hf.source_model(
+        archive,
+        config,
+        kind.notes,
+        **shape,
+        **hf.pixels(archive, *PUBLISHED_PIXELS),
+        clip=(hf.get(config, "num_frames"), *hf.pair(config, "image_size")),
+        tubelet=(1, *hf.pair(config, "patch_size")),
+        depth=depth_of(arrays, LAYER),
+        family=kind.family,
+        readout="cls",
+        position=kind.position,
     )
-    if kind == "space_only":
-        native.notes.append("space_only: logits are the mean of transformers' logits of each frame")
-    own, heads = r"stage_0/layer_\1", shape["heads"]
-    over_time = f"{own}/attention_divided_time"
+    path, heads = r"stage_0/layer_\1", shape["heads"]
+    over_time = f"{path}/attention_divided_time"
     embeddings = rf"{ROOT}embeddings"
-    table = "table" if kind == "space_only" else "space"
     rules = [
         Rule(rf"{embeddings}\.cls_token", "stage_0/class_token", lambda x: x[None]),
         Rule(
             rf"{embeddings}\.position_embeddings",
             "stage_0/position/",
-            lambda x: {"class_token": x[0, :1], table: x[0, 1:]},
+            lambda x: {"class_token": x[0, :1], kind.table: x[0, 1:]},
         ),
         Rule(rf"{embeddings}\.time_embeddings", "stage_0/position/time", lambda x: x[0]),
-        Rule(rf"{embeddings}\.patch_embeddings\.projection\.weight", "tubelet/kernel", patches),
-        Rule(rf"{embeddings}\.patch_embeddings\.projection\.bias", "tubelet/bias"),
-        *_attention_rules(rf"{LAYER}\.attention", f"{own}/attention_{pattern}", heads),
+        *hf.patch_rules(rf"{embeddings}\.patch_embeddings\.projection"),
+        *_attention_rules(rf"{LAYER}\.attention", f"{path}/attention_{kind.pattern}", heads),
         *_attention_rules(rf"{LAYER}\.temporal_attention", over_time, heads),
-        *dense_rules(rf"{LAYER}\.temporal_dense", f"{over_time}/projection"),
-        *norm_rules(rf"{LAYER}\.temporal_layernorm", f"{own}/norm_divided_time"),
-        *norm_rules(rf"{LAYER}\.layernorm_before", f"{own}/norm_{pattern}"),
-        *norm_rules(rf"{LAYER}\.layernorm_after", f"{own}/norm_mlp"),
-        *dense_rules(rf"{LAYER}\.intermediate\.dense", f"{own}/mlp/up"),
-        *dense_rules(rf"{LAYER}\.output\.dense", f"{own}/mlp/down"),
-        *norm_rules(rf"{ROOT}layernorm", "stage_0/norm"),
-        *HEAD,
+        *hf.dense_rules(rf"{LAYER}\.temporal_dense", f"{over_time}/projection"),
+        *hf.norm_rules(rf"{LAYER}\.temporal_layernorm", f"{path}/norm_divided_time"),
+        *hf.block_rules(LAYER, path, kind.pattern),
+        *hf.norm_rules(rf"{ROOT}layernorm", "stage_0/norm"),
+        *hf.HEAD,
     ]
-    apply_rules(native, arrays, rules)
-    return native
+    return apply_rules(model, arrays, rules)
 
 
 def _attention_rules(name: str, path: str, heads: int) -> list[Rule]:
-    def split(kind: str):
+    def split(kind: str) -> Callable[[np.ndarray], Arrays]:
         def transform(array: np.ndarray) -> Arrays:
             parts = zip(("query", "key", "value"), np.split(array, 3), strict=True)
-            return {f"{part}/{kind}": to_heads(heads)(third) for part, third in parts}
+            return {f"{part}/{kind}": hf.to_heads(heads)(third) for part, third in parts}
 
         return transform
 
     return [
         Rule(rf"{name}\.attention\.qkv\.weight", f"{path}/", split("kernel")),
         Rule(rf"{name}\.attention\.qkv\.bias", f"{path}/", split("bias")),
-        *out_rules(rf"{name}\.output\.dense", f"{path}/out", heads),
+        *hf.out_rules(rf"{name}\.output\.dense", f"{path}/out", heads),
     ]

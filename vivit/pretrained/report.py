@@ -1,4 +1,4 @@
-"""What became of every array of a file and of every parameter of a model."""
+"""The result of `load` for every array of a file and every parameter of a model."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """action: loaded, transformed, resized, inflated, copied, zero, sliced or fresh. origin: the
-    array's name in the file, or ""."""
+    """A parameter of the model.
+
+    action: loaded, transformed, resized, inflated, copied, zero, sliced or fresh (newly
+        initialised). origin: the array's name in the file; "" for zero and fresh.
+    """
 
     parameter: str
     shape: tuple[int, ...]
@@ -17,8 +20,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Prints as a table. dropped: name in the file -> why. labels: names of the model's classes.
-    source_config: the model as the file has it. sha256: of every file that was read."""
+    """A report that prints as a table.
+
+    dropped: name in the file -> why. labels: names of the model's classes. source_config: the
+    model of the file. sha256: of every file that was read, by name.
+    """
 
     source: str
     path: str
@@ -31,11 +37,12 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """action -> number of parameters; "dropped" -> number of arrays."""
+        """The number of parameters of each action, and of "dropped" arrays."""
         counted = Counter(row.action for row in self.rows)
         return dict(counted) | ({"dropped": len(self.dropped)} if self.dropped else {})
 
     def summary(self) -> str:
+        """Returns the counts in one line, and one line for each note."""
         counted = ", ".join(f"{n} {action}" for action, n in self.counts.items())
         lines = [f"{self.path}: {self.source}, {counted}"]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])

@@ -4,26 +4,13 @@ Names: scenic/projects/vivit/model.py and train_utils.py. The parameters are und
 in the released files, and under params in those of newer versions of Scenic.
 """
 
+from typing import Any
+
 import numpy as np
 
+from vivit.pretrained import flax_names as flax
 from vivit.pretrained.files import Archive, Arrays
-from vivit.pretrained.flax_names import (
-    EMBEDDING,
-    EMBEDDING_AND_HEAD,
-    block_rules,
-    common_sizes,
-    encoder_sizes,
-    mlp_rules,
-    position_rule,
-)
-from vivit.pretrained.table import (
-    Asked,
-    Native,
-    Rule,
-    apply_rules,
-    grid_of,
-    source,
-)
+from vivit.pretrained.sources import LoadHints, Rule, SourceModel, apply_rules, grid_of, source
 from vivit.pretrained.vit import read_image
 
 ROOTS = ("optimizer/target/", "params/", "")
@@ -34,9 +21,9 @@ GROUPS = {397: {"nouns": (0, 300), "verbs": (300, 397)}}
 
 def _root(arrays: Arrays) -> str | None:
     for root in ROOTS:
-        if f"{root}{EMBEDDING}" in arrays:
+        if f"{root}{flax.EMBEDDING}" in arrays:
             return root
-        if f"{root}params/{EMBEDDING}" in arrays:
+        if f"{root}params/{flax.EMBEDDING}" in arrays:
             return f"{root}params/"
     return None
 
@@ -46,133 +33,128 @@ def _root(arrays: Arrays) -> str | None:
     about="Scenic ViViT or ViT checkpoint (Flax msgpack)",
     recognises=lambda archive: archive.format == "msgpack" and _root(archive.arrays) is not None,
 )
-def read_scenic(archive: Archive, asked: Asked) -> Native:
-    """Any of Scenic's models. What the weights don't tell: Scenic's published configuration."""
+def read_scenic(archive: Archive, hints: LoadHints) -> SourceModel:
+    """Returns any of Scenic's models. What the weights do not show is that of Scenic's published
+    configuration."""
     root = _root(archive.arrays)
     if root is None:
-        raise ValueError(f"{archive.path} has no {EMBEDDING} below any of {', '.join(ROOTS)}")
+        raise ValueError(f"{archive.path} has no {flax.EMBEDDING} below any of {', '.join(ROOTS)}")
     arrays = {n.removeprefix(root): a for n, a in archive.arrays.items() if n.startswith(root)}
-    arrays_of_video = arrays[EMBEDDING].ndim == 5
+    is_video = arrays[flax.EMBEDDING].ndim == 5
     rest = {n: "not a parameter of the model" for n in archive.arrays if not n.startswith(root)}
     if "SpatialTransformer/encoder_norm/scale" in arrays:
-        native = _factorised_encoder(arrays, asked)
-    elif arrays[EMBEDDING].ndim == 4 and not _is_sampled(asked):
-        native = read_image(arrays, asked)
+        model = _factorised_encoder(arrays, hints)
+    elif not is_video and not _is_sampled(hints):
+        model = read_image(arrays, hints)
     else:
-        native = _one_encoder(arrays, asked)
-    native.dropped |= rest
-    if arrays_of_video:
-        native.groups = GROUPS.get(native.model_config["classes"], {})
-    if native.groups:
-        listed = ", ".join(f"{k} [{a}:{b}]" for k, (a, b) in native.groups.items())
-        native.notes.append(f"a head of several tasks: {listed}")
-    return native
+        model = _one_encoder(arrays, hints)
+    model.dropped |= rest
+    if is_video:
+        model.groups = GROUPS.get(model.model_config["classes"], {})
+    if model.groups:
+        listed = ", ".join(f"{k} [{a}:{b}]" for k, (a, b) in model.groups.items())
+        model.notes.append(f"a head of several tasks: {listed}")
+    return model
 
 
 def _tubelet(arrays: Arrays) -> tuple[int, int, int]:
-    shape = arrays[EMBEDDING].shape
-    return shape[:3] if len(shape) == 5 else (1, *shape[:2])
+    *frames, h, w, _, _ = arrays[flax.EMBEDDING].shape
+    return (frames[0] if frames else 1, h, w)
 
 
-def _factorised_encoder(arrays: Arrays, asked: Asked) -> Native:
+def _factorised_encoder(arrays: Arrays, hints: LoadHints) -> SourceModel:
     encoders = ["SpatialTransformer", "TemporalTransformer"]
     if not any(name.startswith(encoders[1]) for name in arrays):
         encoders = encoders[:1]  # Scenic's spatial_only_baseline: the mean over time
-    sizes = [encoder_sizes(arrays, encoder) for encoder in encoders]
+    sizes = [flax.encoder_sizes(arrays, encoder) for encoder in encoders]
     cls = f"cls_{encoders[0]}" in arrays
     lengths = [_length(arrays, f"{e}/posembed_input/pos_embedding") - cls for e in encoders]
     t, h, w = tubelet = _tubelet(arrays)
-    side = grid_of(lengths[0], (h, w), asked)
-    steps = lengths[1] if len(encoders) == 2 else (asked.source_clip or PUBLISHED_CLIP)[0] // t
-    readout = "cls" if cls else "mean"
-    config = {
-        **common_sizes(arrays),
+    rows, columns = grid_of(lengths[0], (h, w), hints)
+    time_steps = (hints.source_clip or PUBLISHED_CLIP)[0] // t
+    time_steps = lengths[1] if len(encoders) == 2 else time_steps
+    fields = {
+        **flax.common_sizes(arrays),
         **sizes[0],
         "tubelet": tubelet,
-        "clip": (steps * t, side[0] * h, side[1] * w),
-        "readout": readout,
+        "clip": (time_steps * t, rows * h, columns * w),
+        "readout": "cls" if cls else "mean",
     }
+    model = SourceModel(fields | _encoder_fields(sizes, fields["readout"]))
     if len(encoders) == 1:
-        config["family"] = "average_pool"
-    elif all(sizes[0][key] == sizes[1][key] for key in ("heads", "mlp_dim")):
-        config |= {"family": "factorised_encoder", "temporal_depth": sizes[1]["depth"]}
-    else:  # encoders of different shapes
-        config["stages"] = tuple(
-            {**size, "mixers": (mixer,), "pool": readout}
-            for size, mixer in zip(sizes, ("space", "time"), strict=True)
-        )
-    native = Native(config)
-    if len(encoders) == 1:
-        native.notes.append(f"no temporal encoder, so any number of steps: {steps} assumed")
-    rules = [*EMBEDDING_AND_HEAD]
-    for stage, (encoder, pattern) in enumerate(zip(encoders, ("space", "time"), strict=False)):
-        rules += block_rules(encoder, stage, pattern)
-        rules += [
-            Rule(f"cls_{encoder}", f"stage_{stage}/class_token", lambda token: token[None]),
-            position_rule(
-                f"{encoder}/posembed_input/pos_embedding", f"stage_{stage}/position", cls=cls
-            ),
-        ]
-    apply_rules(native, arrays, rules)
+        model.notes.append(f"no temporal encoder, so any number of steps: {time_steps} assumed")
     if not cls:
-        native.notes.append(_POOL_NOTE)
-    return native
+        model.notes.append(_READOUT_NOTE)
+    rules = [*flax.EMBEDDING_AND_HEAD]
+    for stage, (encoder, pattern) in enumerate(zip(encoders, ("space", "time"), strict=False)):
+        table, path = f"{encoder}/posembed_input/pos_embedding", f"stage_{stage}/position"
+        rules += [
+            *flax.block_rules(encoder, stage, pattern),
+            Rule(f"cls_{encoder}", f"stage_{stage}/class_token", lambda token: token[None]),
+            flax.position_rule(table, path, cls=cls),
+        ]
+    return apply_rules(model, arrays, rules)
 
 
-_POOL_NOTE = (
+def _encoder_fields(sizes: list[dict[str, int]], readout: str) -> dict[str, Any]:
+    """Returns the family or the stages of one or two encoders of these sizes."""
+    if len(sizes) == 1:
+        return {"family": "average_pool"}
+    if all(sizes[0][key] == sizes[1][key] for key in ("heads", "mlp_dim")):
+        return {"family": f"factorised_encoder(temporal_depth={sizes[1]['depth']})"}
+    patterns = zip(sizes, ("space", "time"), strict=True)
+    return {"stages": tuple({**size, "attentions": (p,), "pool": readout} for size, p in patterns)}
+
+
+_READOUT_NOTE = (
     'no class token: readout "mean" (Scenic\'s gap) assumed; model={"readout": "max"}, "sum" or '
     '"first" for its gmp, gsp or 0'
 )
+_ORDER_NOTE = (
+    "the order of attentions is not in the weights: time before space, as published; "
+    'family="factorised_self_attention" is space before time'
+)
+_DOT_PRODUCT_NOTE = (
+    "joint and dot-product attention have the same weights: joint assumed; "
+    'family="factorised_dot_product" is the other'
+)
 
 
-def _one_encoder(arrays: Arrays, asked: Asked) -> Native:
+def _one_encoder(arrays: Arrays, hints: LoadHints) -> SourceModel:
     cls = "cls" in arrays
     factorised = any("/LayerNorm_space/" in name for name in arrays)
     tubelet = _tubelet(arrays)
     tokens = _length(arrays, "Transformer/posembed_input/pos_embedding") - cls
-    clip, note = _joint_clip(tokens, tubelet, asked)
-    native = Native(
+    clip, note = _joint_clip(tokens, tubelet, hints)
+    notes = [note, _ORDER_NOTE if factorised else "" if cls else _DOT_PRODUCT_NOTE]
+    notes.append("" if cls else _READOUT_NOTE)
+    model = SourceModel(
         {
-            **common_sizes(arrays),
-            **encoder_sizes(arrays, "Transformer"),
+            **flax.common_sizes(arrays),
+            **flax.encoder_sizes(arrays, "Transformer"),
             "tubelet": tubelet,
             "clip": clip,
             "family": "factorised_self_attention_time_space" if factorised else "joint",
             "readout": "cls" if cls else "mean",
         },
-        notes=[note] if note else [],
+        notes=[note for note in notes if note],
     )
-    if factorised:
-        native.notes.append(
-            "the order of attentions is not in the weights: time before space, as published; "
-            'family="factorised_self_attention" is space before time'
-        )
-    elif not cls:
-        native.notes.append(
-            "joint and dot-product attention have the same weights: joint assumed; "
-            'family="factorised_dot_product" is the other'
-        )
-    if not cls:
-        native.notes.append(_POOL_NOTE)
     rules = [
-        *(_factorised_rules() if factorised else block_rules("Transformer", 0, "joint")),
-        *EMBEDDING_AND_HEAD,
+        *(_factorised_rules() if factorised else flax.block_rules("Transformer", 0, "joint")),
+        *flax.EMBEDDING_AND_HEAD,
         Rule("cls", "stage_0/class_token", lambda token: token[None]),
-        position_rule("Transformer/posembed_input/pos_embedding", "stage_0/position", cls=cls),
+        flax.position_rule("Transformer/posembed_input/pos_embedding", "stage_0/position", cls=cls),
     ]
-    apply_rules(native, arrays, rules)
-    return native
+    return apply_rules(model, arrays, rules)
 
 
 def _factorised_rules() -> list[Rule]:
-    block, own = r"Transformer/encoderblock_(\d+)", r"stage_0/layer_\1"
+    block, path = r"Transformer/encoderblock_(\d+)", r"stage_0/layer_\1"
+    attention = rf"{block}/MultiHeadDotProductAttention_(space|time)"
     return [
-        Rule(rf"{block}/LayerNorm_(space|time|mlp)/(scale|bias)", rf"{own}/norm_\2/\3"),
-        Rule(
-            rf"{block}/MultiHeadDotProductAttention_(space|time)/(query|key|value|out)/(kernel|bias)",
-            rf"{own}/attention_\2/\3/\4",
-        ),
-        *mlp_rules(rf"{block}/MlpBlock", rf"{own}/mlp"),
+        Rule(rf"{block}/LayerNorm_(space|time|mlp)/(scale|bias)", rf"{path}/norm_\2/\3"),
+        Rule(rf"{attention}/(query|key|value|out)/(kernel|bias)", rf"{path}/attention_\2/\3/\4"),
+        *flax.mlp_rules(rf"{block}/MlpBlock", rf"{path}/mlp"),
         Rule(r"Transformer/encoder_norm/(scale|bias)", r"stage_0/norm/\1"),
     ]
 
@@ -183,28 +165,30 @@ def _length(arrays: Arrays, name: str) -> int:
     return arrays[name].shape[1]
 
 
-def _is_sampled(asked: Asked) -> bool:
-    """A 2D patch kernel is an image model's, or that of a video model of single frames, which
-    only source_clip can tell."""
-    return asked.source_clip is not None and asked.source_clip[0] > 1
+def _is_sampled(hints: LoadHints) -> bool:
+    """Returns whether a 2D patch kernel is that of a video model of single frames: the weights do
+    not show it, and source_clip does."""
+    return hints.source_clip is not None and hints.source_clip[0] > 1
 
 
 def _count(clip: tuple[int, int, int], tubelet: tuple[int, int, int]) -> int:
     return int(np.prod([n // size for n, size in zip(clip, tubelet, strict=True)]))
 
 
-def _joint_clip(tokens: int, tubelet, asked: Asked) -> tuple[tuple[int, int, int], str]:
-    """The clip behind a joint table of positions, which only tells how many tokens there are, and
-    a note where it is assumed."""
-    if asked.source_clip:
-        there = _count(asked.source_clip, tubelet)
-        if there != tokens:
+def _joint_clip(
+    tokens: int, tubelet: tuple[int, int, int], hints: LoadHints
+) -> tuple[tuple[int, int, int], str]:
+    """Returns the clip of a joint position table, and a note where it is assumed: the table only
+    shows how many tokens there are. Raises ValueError that lists the clips with square frames."""
+    if hints.source_clip:
+        count = _count(hints.source_clip, tubelet)
+        if count != tokens:
             raise ValueError(
-                f"source_clip={asked.source_clip} has {there} tubelets {tubelet}, and the file has "
+                f"source_clip={hints.source_clip} has {count} tubelets {tubelet}, and the file has "
                 f"{tokens} positions"
             )
-        return asked.source_clip, ""
-    for clip in (PUBLISHED_CLIP, asked.clip):
+        return hints.source_clip, ""
+    for clip in (PUBLISHED_CLIP, hints.clip):
         if clip and _count(clip, tubelet) == tokens:
             note = f"the clip behind {tokens} positions is not in the weights: {clip} assumed; "
             return clip, note + "source_clip=(F, H, W) for another"

@@ -1,23 +1,27 @@
 """The weights that a training run starts from: `config.init`."""
 
 import ast
-import json
 import logging
 import shlex
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import FrozenConfigDict
+from vivit.io import read_json
+from vivit.model.embed import POSITION_EMBEDDINGS
+from vivit.model.settings import ModelSettings
+from vivit.model.vivit import ViViT
+from vivit.pretrained.settings import InitSettings, LoadOptions
+from vivit.records import record
+from vivit.settings import Config
 
-from vivit.config import freeze
-from vivit.model import ViViT
-from vivit.pretrained import Pretrained, load
-from vivit.pretrained.adapt import as_fields
+if TYPE_CHECKING:  # it imports every source, which a run without weights does not need
+    from vivit.pretrained.loader import Pretrained
 
 log = logging.getLogger(__name__)
 
-# Fields that no parameter's shape shows, and without which weights mean something else.
-MEANING = (
+# Fields that no parameter's shape shows, and without which weights compute something else.
+SEMANTIC_FIELDS = (
     "activation",
     "norm_epsilon",
     "position",
@@ -29,62 +33,69 @@ MEANING = (
 
 
 def load_for_run(
-    config: FrozenConfigDict, model: ViViT, workdir: str | Path
-) -> tuple[FrozenConfigDict, Pretrained | None]:
-    """The config with the hashes of `config.init.path`'s files, and the weights for its model.
+    config: Config, model: ViViT, workdir: str | Path
+) -> tuple[Config, "Pretrained | None"]:
+    """Returns the config with the hashes of `config.init.path`'s files, and the weights for its
+    model: None without a path, and for a run that has a checkpoint, since the file may be gone.
 
-    None where there is no such path, and for a run that has a checkpoint of its own: the file may
-    be gone by then. ValueError where the model computes something else with the same weights.
+    Raises ValueError where the model computes something else with the same weights.
     """
     if not config.init.path:
         return config, None
-    there = Path(workdir)
-    if (there / "config.json").exists() and _has_checkpoint(there):
-        recorded = json.loads((there / "config.json").read_text()).get("init", {})
-        return _with_hashes(config, recorded.get("sha256", [])), None
-    options: dict[str, Any] = {
-        k: v for k, v in config.init.items() if k not in ("path", "allow", "sha256")
-    }
-    if options["head"].startswith(("(", "[")):  # names, as a command line gives them
-        options["head"] = tuple(ast.literal_eval(options["head"]))
+    folder = Path(workdir)
+    if (folder / "config.json").exists() and _has_checkpoint(folder):
+        recorded = read_json(folder / "config.json").get("init", {})
+        return _with_hashes(config, recorded.get("sha256", ())), None
+    from vivit.pretrained.loader import load
+
+    wanted = asdict(model.config.settings)
+    del wanted["size"]  # its sizes are filled in
     try:
-        loaded = load(config.init.path, model=as_fields(model), seed=config.seed, **options)
+        loaded = load(config.init.path, model=wanted, seed=config.seed, **_options(config.init))
     except ValueError as error:
         show = f"python -m vivit.pretrained inspect {shlex.quote(config.init.path)}"
-        raise ValueError(f"config.init: {error}\n`{show}` prints the file's own model") from None
-    _check_meaning(config, model, loaded)
+        raise ValueError(f"config.init: {error}\n`{show}` prints the file's model") from None
+    _check_semantics(config.init, model.config.settings, loaded.report.source_config)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
     return _with_hashes(config, hashes), loaded
 
 
+def _options(init: InitSettings) -> dict[str, Any]:
+    options = {field.name: getattr(init, field.name) for field in fields(LoadOptions)}
+    if init.head[:1] in ("(", "["):  # names, as a command line gives them
+        options["head"] = tuple(ast.literal_eval(str(init.head)))
+    return options
+
+
 def _has_checkpoint(workdir: Path) -> bool:
-    """Whether one is whole: one that is being written has a longer name."""
+    """Returns whether a checkpoint is whole: one that is being written has a longer name."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
-def _with_hashes(config: FrozenConfigDict, hashes: list[str]) -> FrozenConfigDict:
-    values = json.loads(config.to_json())
-    values["init"]["sha256"] = hashes
-    return freeze(values)
+def _with_hashes(config: Config, hashes: Any) -> Config:
+    return replace(config, init=replace(config.init, sha256=tuple(hashes)))
 
 
 def _differ(name: str, source: Any, wanted: Any) -> bool:
-    learned = name == "position" and all(kind.startswith("learned") for kind in (source, wanted))
-    return source != wanted and not learned  # learned tables are converted, one into the other
+    if name == "position" and all(POSITION_EMBEDDINGS[kind].learned for kind in (source, wanted)):
+        return False  # learned tables are converted, one into the other
+    return source != wanted
 
 
-def _check_meaning(config: FrozenConfigDict, model: ViViT, loaded: Pretrained) -> None:
-    default = {name: getattr(ViViT, name) for name in MEANING}
-    source: dict[str, Any] = {**default, **loaded.report.source_config}
+def _check_semantics(
+    init: InitSettings, model: ModelSettings, source_config: dict[str, Any]
+) -> None:
+    source = record(ModelSettings, source_config)
+    pairs = {name: (getattr(source, name), getattr(model, name)) for name in SEMANTIC_FIELDS}
     wrong = [
-        f"--config.model.{name}={source[name]!r}, not {getattr(model, name)!r}"
-        for name in MEANING
-        if _differ(name, source[name], getattr(model, name)) and name not in config.init.allow
+        f"--config.model.{name}={trained!r}, not {wanted!r}"
+        for name, (trained, wanted) in pairs.items()
+        if _differ(name, trained, wanted) and name not in init.allow
     ]
     if wrong:
         listed = "\n  ".join(wrong)
         raise ValueError(
-            f"the weights of {config.init.path} were trained with:\n  {listed}\n"
+            f"the weights of {init.path} were trained with:\n  {listed}\n"
             "Set these, or name the fields in config.init.allow to train with the others."
         )

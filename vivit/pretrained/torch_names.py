@@ -4,13 +4,13 @@ Files that transformers 4 wrote have other names than models have in memory in t
 ("attention.attention.query" and "attention.q_proj"); tables match both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vivit.pretrained.files import Archive, Arrays
-from vivit.pretrained.table import Rule
+from vivit.pretrained.files import Archive
+from vivit.pretrained.sources import Rule, SourceModel
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -27,34 +27,45 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def is_model(*model_types: str) -> Callable[[Archive], bool]:
+    """Returns a function that recognises folders by the model_type of their config.json."""
     return lambda archive: archive.config.get("model_type") in model_types
 
 
 def transposed(weight: np.ndarray) -> np.ndarray:
-    """A linear layer's weight [out, in] as a kernel [in, out]."""
+    """Returns the kernel [in, out] of a linear layer's weight [out, in]."""
     return weight.T
 
 
 def patches(weight: np.ndarray) -> np.ndarray:
-    """A convolution's weight [D, C, (t,) h, w] as a kernel [t, h, w, C, D]."""
+    """Returns the kernel [t, h, w, C, D] of a convolution's weight [D, C, (t,) h, w]."""
     weight = weight if weight.ndim == 5 else weight[:, :, None]
     return weight.transpose(2, 3, 4, 1, 0)
 
 
 def to_heads(heads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A projection's weight [h·k, D] or bias [h·k] as a kernel [D, h, k] or bias [h, k]."""
+    """Returns a function from a projection's weight [h·k, D] or bias [h·k] to a kernel [D, h, k] or
+    bias [h, k]."""
     return lambda array: array.T.reshape(*array.shape[1:], heads, -1)
 
 
 def from_heads(heads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """An output projection's weight [D, h·k] as a kernel [h, k, D]."""
+    """Returns a function from an output projection's weight [D, h·k] to a kernel [h, k, D]."""
     return lambda weight: weight.T.reshape(heads, -1, weight.shape[0])
 
 
 def norm_rules(name: str, path: str, plus: float = 0.0) -> list[Rule]:
-    """plus: added to the weights, by models that multiply by 1 + weight."""
+    """Returns the rules of a layer norm. plus: added to the weights of models that multiply by
+    1 + weight."""
     add = (lambda weight: weight.astype(np.float32) + np.float32(plus)) if plus else None
     return [Rule(rf"{name}\.weight", f"{path}/scale", add), Rule(rf"{name}\.bias", f"{path}/bias")]
+
+
+def patch_rules(name: str) -> list[Rule]:
+    """Returns the rules of the convolution that makes patches or tubelets."""
+    return [
+        Rule(rf"{name}\.weight", "tubelet/kernel", patches),
+        Rule(rf"{name}\.bias", "tubelet/bias"),
+    ]
 
 
 def dense_rules(name: str, path: str) -> list[Rule]:
@@ -74,8 +85,11 @@ def out_rules(name: str, path: str, heads: int) -> list[Rule]:
 def attention_rules(
     named: Callable[[str], str], path: str, heads: int, *, out: str = ""
 ) -> list[Rule]:
-    """named: "query", "key" or "value" -> the pattern of that projection's name. out: that of the
-    output projection, "" for none."""
+    """Returns the rules of an attention.
+
+    named: "query", "key" or "value" -> the regex of that projection's name. out: the regex of the
+    output projection's; "" for none.
+    """
     rules = out_rules(out, f"{path}/out", heads) if out else []
     for part in ("query", "key", "value"):
         rules += [
@@ -85,17 +99,40 @@ def attention_rules(
     return rules
 
 
+def block_rules(
+    layer: str,
+    path: str,
+    pattern: str,
+    *,
+    norms: tuple[str, str] = ("layernorm_before", "layernorm_after"),
+    mlp: tuple[str, str] = (r"intermediate\.dense", r"output\.dense"),
+    plus: float = 0.0,
+) -> list[Rule]:
+    """Returns the rules of a block but for its attention.
+
+    norms: regexes of the norms before the attention, of `pattern`, and before the MLP. mlp: of its
+    two layers. plus: added to the norms' weights.
+    """
+    return [
+        *norm_rules(rf"{layer}\.{norms[0]}", f"{path}/norm_{pattern}", plus),
+        *norm_rules(rf"{layer}\.{norms[1]}", f"{path}/norm_mlp", plus),
+        *dense_rules(rf"{layer}\.{mlp[0]}", f"{path}/mlp/up"),
+        *dense_rules(rf"{layer}\.{mlp[1]}", f"{path}/mlp/down"),
+    ]
+
+
 def get(config: Mapping[str, Any], name: str, kind: type | tuple = int) -> Any:
-    """A value of config.json. ValueError where it is missing or of another type."""
+    """Returns a value of config.json. Raises ValueError if it is missing or of another type."""
     if name not in config:
         raise ValueError(f"config.json has no {name!r}; it must be the config.json of the weights")
     if not isinstance(config[name], kind):
-        raise ValueError(f"config.json has {name}={config[name]!r}, which can't be")
+        raise ValueError(f"config.json has {name}={config[name]!r}, which is not valid")
     return config[name]
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """width, heads, mlp_dim, activation and norm_epsilon, by transformers' usual names."""
+    """Returns width, heads, mlp_dim, activation, norm_epsilon and qkv_bias, from transformers'
+    usual names."""
     names = {
         "width": "hidden_size",
         "heads": "num_attention_heads",
@@ -108,18 +145,19 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         **{ours: get(config, theirs) for ours, theirs in names.items()},
         "activation": ACTIVATIONS[act],
         "norm_epsilon": float(get(config, "layer_norm_eps", float)),
+        "qkv_bias": "qkv" if config.get("qkv_bias", True) else "",
     }
 
 
 def pair(config: Mapping[str, Any], name: str) -> tuple[int, int]:
-    """Height and width of a size that may be one number for both."""
+    """Returns height and width of a size that may be one number for both."""
     value = get(config, name, (int, list, tuple))
     height, width = value if isinstance(value, (list, tuple)) else (value, value)
     return height, width
 
 
 def labels(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Names of the classes, or () where they are only numbered."""
+    """Returns the names of the classes, or () where they are only numbered."""
     names = {str(key): name for key, name in (config.get("id2label") or {}).items()}
     if set(names) != {str(i) for i in range(classes)}:
         return ()
@@ -127,8 +165,8 @@ def labels(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(listed)) else listed
 
 
-def pixels(archive: Archive, mean: Any, std: Any) -> dict[str, tuple[float, ...]]:
-    """The normalisation in the folder's preprocessor_config.json, or else the published one."""
+def pixels(archive: Archive, mean: Any, std: Any) -> dict[str, Any]:
+    """Returns the normalisation in the folder's preprocessor_config.json, or the published one."""
     processor = archive.processor
     if processor.get("do_normalize", True):
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
@@ -136,12 +174,20 @@ def pixels(archive: Archive, mean: Any, std: Any) -> dict[str, tuple[float, ...]
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     scale = processor.get("rescale_factor", 1 / 255)
     if abs(scale * 255 - 1) > 1e-6 or not processor.get("do_rescale", True):
-        raise ValueError(f"preprocessor_config.json has rescale_factor={scale}; 1/255 is known")
+        raise ValueError(
+            f"preprocessor_config.json has rescale_factor={scale}; only 1/255 is supported"
+        )
     return {"pixel_mean": tuple(map(float, mean)), "pixel_std": tuple(map(float, std))}
 
 
-def head_classes(arrays: Arrays) -> int:
-    return arrays["classifier.weight"].shape[0] if "classifier.weight" in arrays else 0
+def source_model(
+    archive: Archive, config: Mapping[str, Any], notes: Sequence[str] = (), **fields: Any
+) -> SourceModel:
+    """Returns a model without parameters yet, of these fields and the classes of its classifier."""
+    classifier = archive.arrays.get("classifier.weight")
+    classes = 0 if classifier is None else classifier.shape[0]
+    model_config = {**fields, "classes": classes}
+    return SourceModel(model_config, labels=labels(config, classes), notes=list(notes))
 
 
 HEAD = dense_rules("classifier", "head")

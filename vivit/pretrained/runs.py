@@ -1,39 +1,41 @@
-"""Our own checkpoints: a run's folder, one of its checkpoints, or a portable folder."""
+"""Runs of vivit.train, their single checkpoints, and the portable folders that `export` writes."""
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from vivit.checkpoint import Checkpoints
-from vivit.config import import_modules
-from vivit.model import as_tuples, unstack_layers
-from vivit.pretrained.files import Archive, Arrays, read_json, sha256
-from vivit.pretrained.table import Asked, Native, source
+from vivit.config import read_workdir
+from vivit.io import sha256_of
+from vivit.model.params import unstack_layers
+from vivit.model.settings import ModelSettings
+from vivit.model.upgrade import upgrade_model
+from vivit.pretrained.files import Archive, Arrays, flat_params, read_json_object
+from vivit.pretrained.sources import LoadHints, SourceModel, source
+from vivit.records import record
 
 FORMAT = "vivit"  # in the config.json of a portable folder
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run's folder or one of its checkpoints."""
+    """Returns whether a path is a run's folder or one of its checkpoints."""
     return ((path / "config.json").is_file() and (path / "checkpoints").is_dir()) or (
         path.parent.name == "checkpoints" and (path / "state").is_dir()
     )
 
 
 def read_run(path: Path, *, checkpoint: str) -> Archive:
-    """The parameters of a run: the averaged ones, where it has them.
+    """Returns the parameters of a run: the averaged ones, if it averages.
 
-    checkpoint: "best" (the newest, where none has a score), "latest" or a step. The path may be
-    that of a checkpoint itself, RUN/checkpoints/STEP.
+    checkpoint: "best" (the newest, if none has a score), "latest" or a training step. The path may
+    be that of a checkpoint, RUN/checkpoints/STEP.
     """
     if path.parent.name == "checkpoints":
         path, checkpoint = path.parent.parent, path.name
-    config = read_json(path / "config.json")
-    import_modules({"imports": config.get("imports", ())})
+    read_workdir(path)  # checks the config and imports the user's modules
     with Checkpoints(path / "checkpoints") as checkpoints:
         try:
             step = checkpoints.resolve(checkpoint)
@@ -41,17 +43,14 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
             if checkpoint != "best" or "score" not in str(error):
                 raise
             step = checkpoints.resolve("latest")
-        params = checkpoints.read_params(step)
-    arrays = flatten_dict(params, sep="/")
-    hashes = {
-        "config.json": sha256(path / "config.json"),
-        f"checkpoints/{step}": _content_hash(arrays),
-    }
-    return Archive(path, "run", arrays, config, {}, hashes)
+        arrays = flat_params(checkpoints.read_params(step))
+    config = path / "config.json"
+    hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
+    return Archive(path, "run", arrays, read_json_object(config), {}, hashes)
 
 
 def _content_hash(arrays: Arrays) -> str:
-    """A checkpoint is many files, laid out in many ways; what counts is in its arrays."""
+    """The hash of a checkpoint's arrays: its files may be laid out in many ways."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         total.update(f"{name} {arrays[name].shape} {arrays[name].dtype}\n".encode())
@@ -66,18 +65,16 @@ def _recognises(archive: Archive) -> bool:
 
 
 @source("vivit", about="a run of vivit.train, or a portable folder", recognises=_recognises)
-def read_own(archive: Archive, asked: Asked) -> Native:
-    """Any of our models; scanned layers are unrolled."""
-    config: Mapping[str, Any] = archive.config["model"]
+def read_vivit(archive: Archive, hints: LoadHints) -> SourceModel:
+    """Returns any model of vivit; scanned layers are unrolled."""
     separator = "/" if archive.format == "run" else "."
     tree = unflatten_dict(dict(archive.arrays), sep=separator)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        tree = unstack_layers(tree)
-    arrays = flatten_dict(tree, sep="/")
-    native = Native(
-        {name: as_tuples(value) for name, value in config.items()},
+        arrays = flat_params(unstack_layers(tree))
+    settings = record(ModelSettings, upgrade_model(archive.config["model"]), at="model")
+    return SourceModel(
+        asdict(settings),
         params=arrays,
         origins={path: path.replace("/", separator) for path in arrays},
         labels=tuple(archive.config.get("labels", ())),
     )
-    return native
