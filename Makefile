@@ -5,7 +5,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 READY := .venv/ready-$(VERSION)
 RUN := runs/moving_digits
 
-.PHONY: setup train test test-slow lint lock clean
+.PHONY: setup train docs test test-slow nightly lint lock clean
 
 setup: $(READY)
 
@@ -23,11 +23,19 @@ train: setup
 	$(BIN)/python -m vivit.evaluate --workdir=$(RUN)
 	$(BIN)/python -m vivit.analysis.report --workdir=$(RUN)
 
+# The site goes to site/. The extra is not in the lock file.
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Everything that needs no accelerator; .github/workflows/nightly.yml runs it once a day.
+nightly: test test-slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Ablation on the moving digits: family x kernel, three seeds each.
+"""Ablation on the moving digits: families, further patterns, kernels; five seeds each.
 
 python -m experiments.launch --config=configs/ablate_attention.py --sweep=family
 python -m experiments.collect runs/ablate_attention/family
@@ -6,9 +6,9 @@ python -m experiments.collect runs/ablate_attention/family
 
 from configs import moving_digits
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 FAMILIES = (
-    "factorised_encoder",
+    "factorised_encoder(2)",
     "joint",
     "factorised_self_attention",
     "factorised_dot_product",
@@ -29,7 +29,7 @@ def get_config():
 
 
 def _family(name):
-    """The average-pool baseline sees one frame a tubelet, so it can't know the frames' order."""
+    """The average-pool baseline sees one frame per tubelet, so it cannot know the frames' order."""
     one_frame = {"model.tubelet": (1, 8, 8)} if name == "average_pool" else {}
     return {"model.family": name, **one_frame}
 

@@ -17,7 +17,7 @@ def get_config():
     config.model.update(family="joint", embedding="uniform_frames", classes=10)
     config.model.tubelet = (16, 8, 8)
     config.data.label = "digit"
-    config.train.update(steps=4000, eval_every=500, checkpoint_every=500)
+    config.train.update(steps=4000, eval_every=500, checkpoint_every=500, average_decay=None)
     return config
 
 

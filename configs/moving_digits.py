@@ -11,8 +11,9 @@ from configs import common
 
 def get_config():
     config = common.get_config()
-    config.model.update(width=96, depth=4, heads=4, mlp_dim=192, temporal_depth=2)
+    config.model.update(width=96, depth=4, heads=4, mlp_dim=192)
+    config.model.family = "factorised_encoder(temporal_depth=2)"
     config.model.tubelet = (2, 8, 8)
-    config.optim.update(lr=2e-3, b2=0.98, warmup_steps=40)
-    config.train.update(steps=400, eval_every=100, checkpoint_every=100)
+    config.optim.update(name="adamw(b2=0.98)", lr=2e-3, warmup_steps=40)
+    config.train.update(steps=600, average_decay=0.98)
     return config

@@ -2,7 +2,7 @@
 
     python -m experiments.launch --config=configs/image_digits.py --sweep=seeds
     python -m experiments.launch --config=configs/transfer_digits.py --sweep=start
-    python -m experiments.reached runs/transfer_digits/start --accuracy 0.5 0.9
+    python -m experiments.steps_to_accuracy runs/transfer_digits/start --accuracy 0.5 0.9
 
 ViViT (2103.15691), table 1, on moving digits: the image model's patch kernel goes to the central
 frame of a tubelet, to all its frames, or nowhere ("fresh"; the rest is the image model's). The
@@ -18,7 +18,7 @@ INFLATIONS = ("central_frame", "average_frames", "fresh")
 
 def get_config():
     config = moving_digits.get_config()
-    config.train.update(steps=200, eval_every=20)
+    config.train.update(steps=200, eval_every=20, average_decay=None)
     return config
 
 

@@ -17,6 +17,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from vivit.cli import run_command
+from vivit.config import as_json
+from vivit.io import read_json
+from vivit.run import Run
+
 COLUMNS = (
     ("accuracy", "test top-1 (%)"),
     ("parameters", "parameters (M)"),
@@ -27,39 +32,35 @@ COLUMNS = (
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The figures of a run, or {"problem": ...} where it did not finish."""
-    config = json.loads((folder / "config.json").read_text())
-    cost, metrics = folder / "cost.json", folder / "metrics.jsonl"
-    if not cost.exists() or not metrics.exists():
+    """Returns the figures of a run, or {"problem": ...} if it did not finish."""
+    run = Run(folder)
+    config, cost = as_json(run.config), folder / "cost.json"
+    if not cost.exists() or not run.metrics:
         return {"config": config, "problem": "not trained"}
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    validations = [(x["top1"], x["step"]) for x in lines if x["split"] == "validation"]
-    scores = folder / "eval" / f"test_{max(validations, default=(0, 0))[1]:08d}.json"
-    if not scores.exists():
-        return {
-            "config": config,
-            "problem": "its best checkpoint was not evaluated on test",
-        }
-    if lines[-1]["step"] < config["train"]["steps"]:
+    validations = [(x["top1"], x["step"]) for x in run.metrics if x["split"] == "validation"]
+    scores = run.scores(step=max(validations, default=(0, 0))[1])
+    if scores is None:
+        return {"config": config, "problem": "its best checkpoint was not evaluated on test"}
+    if not run.finished:
         return {"config": config, "problem": "not trained to the end"}
-    score, cost = json.loads(scores.read_text()), json.loads(cost.read_text())
-    rates = [line["clips_per_second"] for line in lines if line["split"] == "train"]
+    costs = read_json(cost)
+    rates = [line["clips_per_second"] for line in run.metrics if line["split"] == "train"]
     return {
         "config": config,
-        "accuracy": 100 * score["top1"],
-        "parameters": cost["parameters"] / 1e6,
-        "multiply_adds": cost["multiply_adds"] / 1e6,
-        "temporary_bytes": cost["temporary_bytes"] / 1e6,
-        "step_ms": 1000 * cost["batch_size"] / statistics.median(rates),
+        "accuracy": 100 * scores["top1"],
+        "parameters": costs["parameters"] / 1e6,
+        "multiply_adds": costs["multiply_adds"] / 1e6,
+        "temporary_bytes": costs["temporary_bytes"] / 1e6,
+        "step_ms": 1000 * costs["batch_size"] / statistics.median(rates),
     }
 
 
 def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows (one a config, seeds together) and lines about the runs that are left out."""
+    """Returns rows, one per config with its seeds together, and lines about the runs left out."""
     paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
     if not paths:
         raise ValueError(
-            f"no runs in {', '.join(map(str, folders))}: nothing there has a config.json"
+            f"no runs in {', '.join(map(str, folders))}: no folder there has a config.json"
         )
     runs = {path: read_run(path) for path in paths}
     problems = [f"{path}: {run['problem']}" for path, run in runs.items() if "problem" in run]
@@ -84,7 +85,8 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table; accuracy as mean ± standard deviation over the seeds, the rest medians."""
+    """Returns a Markdown table: accuracy as mean ± standard deviation (lowest to highest) over the
+    seeds, medians of the rest."""
     head = ["run", "seeds", *(title for _, title in COLUMNS)]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for row in rows:
@@ -97,13 +99,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against multiply-adds, a point a row, bars from the worst seed to the best."""
+    """Draws accuracy against multiply-adds, one point per row; bars span its seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
         cost, mean = statistics.median(row["multiply_adds"]), statistics.mean(row["accuracy"])
         spread = [[mean - min(row["accuracy"])], [max(row["accuracy"]) - mean]]
         axis.errorbar(cost, mean, yerr=spread, fmt="o", capsize=3, label=row["name"])
-    axis.set(xlabel="multiply-adds a clip (M)", ylabel="test top-1 accuracy (%)", xscale="log")
+    axis.set(xlabel="multiply-adds per clip (M)", ylabel="test top-1 accuracy (%)", xscale="log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -129,8 +131,11 @@ def _short(key: str, value: str | None) -> str:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    """Returns "mean ± standard deviation (lowest to highest)" of the seeds of a row."""
+    mean = f"{statistics.mean(values):.2f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def table_row(cells: list[str]) -> str:
@@ -155,7 +160,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -2,30 +2,41 @@
 
 A sweep is a generator `sweep_NAME` in the config's file that yields overrides such as
 {"model.kernel": "chunked"}. The runs go one after another on this machine; one that fails is
-reported and the others go on. Launched again, finished runs are skipped and cut ones go on.
+reported and the others continue. Launched again, finished runs are skipped and interrupted ones
+resume.
 """
 
 import argparse
 import importlib.util
 import inspect
-import json
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from vivit.cli import run_command
+from vivit.config import as_config, renamed
+from vivit.run import Run
+from vivit.settings import Config
 
-class Run(NamedTuple):
+
+class SweepRun(NamedTuple):
+    """One run of a sweep: the name of its folder, and what it changes of the config."""
+
     name: str
     overrides: dict[str, Any]
 
 
-def load_sweep(file: str, name: str) -> list[Run]:
-    """The runs of a sweep, each override checked against the config."""
+def load_sweep(file: str, name: str) -> list[SweepRun]:
+    """Returns the runs of a sweep.
+
+    Raises ValueError that lists all overrides that the config does not take.
+    """
     module = _load(file)
     sweeps = {
         key.removeprefix("sweep_"): value
@@ -37,7 +48,7 @@ def load_sweep(file: str, name: str) -> list[Run]:
     runs, problems = [], []
     for overrides in sweeps[name]():
         problems += _problems(module.get_config(), overrides)
-        runs.append(Run(_name(overrides), dict(overrides)))
+        runs.append(SweepRun(_name(overrides), dict(overrides)))
     names = [run.name for run in runs]
     problems += [f"two runs are {n}" for n in sorted(set(names)) if names.count(n) > 1]
     if problems:
@@ -46,24 +57,24 @@ def load_sweep(file: str, name: str) -> list[Run]:
     return runs
 
 
-def launch(file: str, runs: list[Run], folder: Path) -> list[str]:
+def launch(file: str, runs: list[SweepRun], folder: Path) -> list[str]:
     """Trains and evaluates the runs in sub-folders; returns the names of those that failed."""
     failed = []
     for number, run in enumerate(runs, start=1):
         title = f"[{number}/{len(runs)}] {run.name}"
         workdir = folder / run.name
-        if _done(workdir, _config(file, run)):
+        if _done(workdir, _config(file, run.overrides)):
             print(f"{title}: done already", flush=True)
             continue
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{title}: running", flush=True)
-        begun, log = time.monotonic(), folder / f"{run.name}.log"
+        started, log = time.monotonic(), folder / f"{run.name}.log"
         with open(log, "a") as output:
             ok = all(
                 subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode == 0
                 for command in commands(file, run, workdir)
             )
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         if ok:
             print(f"{title}: {_last_line(log)} ({seconds:.0f} s)", flush=True)
         else:
@@ -74,8 +85,8 @@ def launch(file: str, runs: list[Run], folder: Path) -> list[str]:
     return failed
 
 
-def commands(file: str, run: Run, workdir: Path) -> Iterator[list[str]]:
-    """The command lines of a run: training, then the evaluation of its best checkpoint."""
+def commands(file: str, run: SweepRun, workdir: Path) -> Iterator[list[str]]:
+    """Yields the command lines of a run: training, then the evaluation of its best checkpoint."""
     overrides = [f"--config.{key}={value}" for key, value in run.overrides.items()]
     python = [sys.executable, "-m"]
     yield [*python, "vivit.train", f"--config={file}", f"--workdir={workdir}", *overrides]
@@ -95,36 +106,31 @@ def _load(file: str) -> ModuleType:
 def _problems(config: Any, overrides: Mapping[str, Any]) -> list[str]:
     try:
         config.update_from_flattened_dict(overrides)
+        as_config(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = str(error).strip("\"'").replace("\\n", " ")
-        return [f"{dict(overrides)}: {text}"]
+        return [f"{dict(overrides)}: {text} {renamed(overrides)}".strip()]
     return []
 
 
-def _config(file: str, run: Run) -> dict[str, Any]:
+def _config(file: str, overrides: Mapping[str, Any]) -> Config:
     config = _load(file).get_config()
-    config.update_from_flattened_dict(run.overrides)
-    return json.loads(config.to_json())
+    config.update_from_flattened_dict(overrides)
+    return as_config(config)
 
 
-def _done(workdir: Path, config: dict[str, Any]) -> bool:
-    """Whether a run with this very config was trained to its last step and evaluated."""
-    files = [workdir / name for name in ("config.json", "metrics.jsonl")]
-    if not all(file.exists() for file in files) or not any(workdir.glob("eval/test_*.json")):
+def _done(workdir: Path, config: Config) -> bool:
+    """Returns whether a run with this very config was trained to its last step and evaluated."""
+    run = Run(workdir)
+    if not (workdir / "config.json").exists() or not any(workdir.glob("eval/test_*.json")):
         return False
-    if _without_hashes(json.loads(files[0].read_text())) != _without_hashes(config):
-        return False  # vivit.train refuses it, and says what differs
-    lines = files[1].read_text().splitlines()
-    return bool(lines) and json.loads(lines[-1])["step"] == config["train"]["steps"]
-
-
-def _without_hashes(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config gets the hashes of the weights that it started from."""
-    return {**config, "init": {**config.get("init", {}), "sha256": []}}
+    # A run's config records the hashes of the weights that it started from.
+    recorded = replace(run.config, init=replace(run.config.init, sha256=config.init.sha256))
+    return recorded == config and run.finished  # vivit.train refuses another config
 
 
 def _name(overrides: Mapping[str, Any]) -> str:
-    """A folder's name, such as family=joint,seed=0."""
+    """Returns a folder's name, such as family=joint,seed=0."""
 
     def short(value: Any) -> str:
         text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -159,7 +165,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

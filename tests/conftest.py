@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from vivit.config import read_config
-from vivit.data import moving_digits, sources
+from vivit.data import moving_digits
+from vivit.dataprep.prepare import prepare_registered
 from vivit.train import train
 
 ROOT = Path(__file__).parents[1]
 TINY = (
     "--config.model.width=16",
     "--config.model.depth=1",
-    "--config.model.temporal_depth=1",
+    "--config.model.family=factorised_encoder(1)",
     "--config.model.heads=2",
     "--config.model.mlp_dim=16",
     "--config.model.tubelet=(4,16,16)",
@@ -39,7 +40,7 @@ def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving_digits, "SPLITS", {"train": 32, "validation": 16, "test": 21})
-        sources.prepare("moving_digits", root)
+        prepare_registered("moving_digits", root)
     return root
 
 

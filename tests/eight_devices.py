@@ -12,12 +12,8 @@ import vivit
 from tests.test_model import TINY
 from vivit.optim import make_optimizer
 from vivit.parallel import make_parallel
+from vivit.settings import OptimSettings, ParallelSettings, TrainSettings
 from vivit.step import make_eval_step, make_init, make_train_step
-
-RULES = (
-    (r"(query|key|value)/kernel$", ("fsdp", None, None)),
-    (r"mlp/\w+/kernel$", ("fsdp", None)),
-)
 
 
 def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
@@ -25,28 +21,24 @@ def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
         {**TINY, "depth": 1, "family": "joint", "dropout": float(dropout), "kernel": kernel}
     )
     # SGD: AdamW's division would hide a wrong scale of the gradients.
-    optimizer, _ = make_optimizer(
-        steps=5, name="sgd", lr=0.1, lr_floor=0.1, warmup_steps=0, clip_norm=1.0,
-        b1=0.9, b2=0.999, momentum=0.9, weight_decay=0.01,
-    )  # fmt: skip
-    parallel = make_parallel(
-        mode=mode, data=-1, fsdp=int(fsdp), sequence=int(sequence), rules=RULES
-    )
-    init = make_init(model, optimizer, average_decay=0.9)
-    state = parallel.init(init, 0)
-    step = make_train_step(model, optimizer, label_smoothing=0.1, average_decay=0.9)
+    optim = OptimSettings("sgd(weight_decay=0.01)", lr=0.1, schedule="cosine(floor=0.1)")
+    optimizer, _ = make_optimizer(optim, steps=5)
+    parallel = make_parallel(ParallelSettings(mode, fsdp=int(fsdp), sequence=int(sequence)))
+    state = parallel.init(make_init(model, optimizer, average_decay=0.9), 0)
+    settings = TrainSettings(label_smoothing=0.1, average_decay=0.9)
+    step = make_train_step(model, optimizer, settings)
     step = parallel.train(step, state)
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(5):
         batch = {
-            "clips": rng.integers(0, 256, (16, *model.clip, 3)).astype(np.uint8),
+            "clips": rng.integers(0, 256, (16, *model.config.clip, 3)).astype(np.uint8),
             "labels": rng.integers(0, 5, 16).astype(np.int32),
-            "mask": (np.arange(16) < 13).astype(np.float32),  # uneven over the devices
+            "valid": (np.arange(16) < 13).astype(np.float32),  # uneven over the devices
         }
         state, sums = step(state, parallel.put(batch))
         losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))
-    evaluate = parallel.evaluate(make_eval_step(model, classes=5))
+    evaluate = parallel.evaluate(make_eval_step(model))
     _, confusion = evaluate(state.eval_params, parallel.put(batch))
     kernel = state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
     leaves = {

@@ -3,10 +3,11 @@ import json
 import pytest
 
 import vivit
-from vivit import benchmark
+from benchmarks import data_suite
+from benchmarks import suites as benchmark
 from vivit.attention import KERNELS, PATTERNS
 from vivit.cost import count_multiply_adds
-from vivit.pretrained.export import WRITERS
+from vivit.pretrained.writers import WRITERS
 
 SMALL = {"family": "joint", "width": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "size": ""}
 SMALL |= {"clip": (4, 8, 8), "tubelet": (2, 4, 4), "classes": 3}
@@ -52,7 +53,7 @@ def test_what_does_not_fit_is_compiled_and_not_run(monkeypatch):
     result = benchmark.measure(attention(), repeats=1)
     assert result["temporary_bytes"] > 0
     assert "seconds" not in result
-    assert "of the 0.0 GB here" in result["not_run"]
+    assert "of this machine's 0.0 GB" in result["not_run"]
 
 
 def test_a_suite_runs_in_processes_and_writes_its_table(tmp_path, monkeypatch, capsys):
@@ -66,7 +67,7 @@ def test_a_suite_runs_in_processes_and_writes_its_table(tmp_path, monkeypatch, c
     assert "larger than the grid" in too_large["error"]
     assert "set parallel.sequence" in no_mesh["error"]
     text = (tmp_path / "tiny.md").read_text()
-    assert "python -m vivit.benchmark tiny --repeats 1" in text
+    assert "python -m benchmarks.suites tiny --repeats 1" in text
     assert "| joint, dense, N=32, float32 |" in text
     assert "larger than the grid" in text
     with pytest.raises(ValueError, match="no case of tiny has 'nothing' in its name"):
@@ -83,7 +84,7 @@ def test_every_suite_asks_for_what_there_is(name):
         elif case["kind"] == "weights":
             assert case["form"] in WRITERS
         elif case["kind"] == "data":
-            assert case["data"] in benchmark.benchmark_data.SPECS
+            assert case["data"] in data_suite.SPECS
         else:
             PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
             assert case["kernel"] in KERNELS
@@ -97,10 +98,8 @@ def test_the_suite_of_data_measures_each_format_at_two_numbers_of_workers():
 
 @pytest.mark.slow
 def test_a_case_of_data_is_measured(monkeypatch, tmp_path):
-    from vivit import benchmark_data
-
-    monkeypatch.setattr(benchmark_data, "SEGMENTS", 9)
-    monkeypatch.setattr(benchmark_data, "BATCHES", {"jpeg": 1})
-    monkeypatch.setattr(benchmark_data.tempfile, "gettempdir", lambda: str(tmp_path))
-    result = benchmark_data.measure({"kind": "data", "data": "jpeg", "workers": 0}, repeats=1)
+    monkeypatch.setattr(data_suite, "SEGMENTS", 9)
+    monkeypatch.setattr(data_suite, "BATCHES", {"jpeg": 1})
+    monkeypatch.setattr(data_suite.tempfile, "gettempdir", lambda: str(tmp_path))
+    result = data_suite.measure({"kind": "data", "data": "jpeg", "workers": 0}, repeats=1)
     assert 0 < result["share_of_limit"] < 1.5

@@ -1,23 +1,29 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from vivit.config import as_json
 from vivit.data.pipeline import eval_batches
-from vivit.data.sources import open_split
-from vivit.data.views import Views
-from vivit.evaluate import evaluate, main, per_class, restore, score
+from vivit.data.views import make_views
+from vivit.evaluate import evaluate, main, per_class, score
+from vivit.parallel import make_parallel
+from vivit.run import Run
 from vivit.step import make_eval_step
 
 
-def test_every_clip_counts_once_whatever_the_batch(tiny_run, tiny_config, data_root):
-    config = tiny_config()
-    split = open_split("moving_digits", data_root, split="test", label="motion")
-    model, state, parallel = restore(tiny_run, config, checkpoint="latest")
-    through = Views().build(split, (32, 32))
-    step = parallel.evaluate(make_eval_step(model, classes=8, through=through))
+def test_every_clip_counts_once_whatever_the_batch(tiny_run):
+    run = Run(tiny_run, "latest")
+    split, data = run.data, run.config.data
+    parallel = make_parallel(run.config.parallel)
+    predict_views = make_views(data.views, split, (32, 32))
+    step = parallel.evaluate(make_eval_step(run.model, predict_views=predict_views))
+    params = parallel.place(run.params)
     results = [
-        score(step, state.eval_params, eval_batches(split, frames=16, batch_size=size), parallel)
+        score(
+            step, params, eval_batches(replace(data, batch_size=size), split, frames=16), parallel
+        )
         for size in (21, 8, 5)  # whole, and with 3 and 4 clips of padding
     ]
     for result in results:
@@ -38,7 +44,7 @@ def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):
     result = json.loads((tiny_run / "eval/test_00000006.json").read_text())
     assert result["clips"] == 21
     assert result["checkpoint"] == "checkpoints/6"
-    assert result["config"] == json.loads(tiny_config().to_json())
+    assert result["config"] == as_json(tiny_config())
     assert result["data"]["version"] == "1.0.0"
     assert len(result["data"]["digest"]) == 64
     assert len(result["per_class"]) == 8

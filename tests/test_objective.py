@@ -26,9 +26,9 @@ def test_padding_counts_nowhere_and_batches_add_up():
     logits = jax.random.normal(jax.random.key(0), (6, 4))
     labels = jnp.arange(6, dtype=jnp.int32) % 4
 
-    def sums(part, mask):
+    def sums(part, valid):
         losses = cross_entropy(logits[part], labels[part])
-        return metric_sums(losses, logits[part], labels[part], jnp.asarray(mask, jnp.float32))
+        return metric_sums(losses, logits[part], labels[part], jnp.asarray(valid, jnp.float32))
 
     whole = means([sums(slice(0, 6), [1] * 6)])
     padded = means([sums(slice(0, 4), [1] * 4), sums(slice(2, 6), [0, 0, 1, 1])])

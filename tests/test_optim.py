@@ -3,28 +3,32 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import vivit
 from tests.test_model import TINY
-from vivit.optim import OPTIMIZERS, decayed, make_optimizer, warmup_cosine
+from vivit.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    decayed,
+    make_optimizer,
+    optimizer,
+    schedule,
+    warmup_cosine,
+)
+from vivit.settings import OptimSettings
 
-BASE = {
-    "steps": 10,
-    "lr": 0.1,
-    "lr_floor": 0.0,
-    "warmup_steps": 0,
-    "clip_norm": None,
-    "b1": 0.9,
-    "b2": 0.999,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-}
+
+def make(name="sgd(weight_decay=0.0)", *, steps=10, lr=0.1, clip_norm=None, **settings):
+    """The optimiser and the schedule of these settings."""
+    given = OptimSettings(name=name, lr=lr, clip_norm=clip_norm, **settings)
+    return make_optimizer(given, steps=steps)
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():
-    schedule = warmup_cosine(lr=1.0, lr_floor=0.1, warmup_steps=4, steps=13)
-    values = [float(schedule(step)) for step in range(14)]
+    rate = warmup_cosine(lr=1.0, floor=0.1, warmup_steps=4, steps=13)
+    values = [float(rate(step)) for step in range(14)]
     np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(values[8], 0.55, rtol=1e-6)  # half-way
     np.testing.assert_allclose(values[12:], [0.1, 0.1], rtol=1e-6)  # the last step, and after it
@@ -35,13 +39,20 @@ def test_the_schedule_warms_up_and_ends_at_its_floor():
     ("change", "message"),
     [
         ({"warmup_steps": 10}, "warmup_steps=10 must be .* less than train.steps=10"),
-        ({"lr_floor": 0.2}, "lr_floor=0.2 must be between 0 and lr=0.1"),
+        ({"schedule": "cosine(floor=0.2)"}, "floor=0.2 .* must be between 0 and lr=0.1"),
+        ({"schedule": "cosine(floor=0.2, b=1)"}, r"are written like cosine\(floor=0.0\)"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; known: cosine"),
+        (
+            {"name": "sgd(b1=0.9)"},
+            r"options of optimiser 'sgd' are written like sgd\(momentum=0.9, weight_decay=0.05\)",
+        ),
+        ({"layer_decay": 0.0}, r"layer_decay=0.0 is not in \(0, 1\]"),
         ({"name": "adam"}, "unknown optimiser 'adam'; known: adamw, sgd"),
     ],
 )
 def test_wrong_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        make_optimizer(**{**BASE, "name": "sgd", **change})
+        make(**change)
 
 
 def test_only_kernels_decay():
@@ -57,27 +68,60 @@ def test_only_kernels_decay():
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_decay_shrinks_kernels_alone(name):
-    optimizer, _ = make_optimizer(**{**BASE, "name": name, "weight_decay": 0.5})
+    transform, _ = make(f"{name}(weight_decay=0.5)")
     params = {"kernel": jnp.ones(3), "bias": jnp.ones(3)}
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    updates, _ = transform.update(
+        jax.tree.map(jnp.zeros_like, params), transform.init(params), params
     )
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
 def test_sgd_has_momentum():
-    optimizer, _ = make_optimizer(**{**BASE, "name": "sgd", "steps": 1000})
+    transform, _ = make(steps=1000)
     params = {"bias": jnp.ones(1)}
-    state = optimizer.init(params)
+    state = transform.init(params)
     grads = {"bias": jnp.ones(1)}
-    first, state = optimizer.update(grads, state, params)
-    second, _ = optimizer.update(grads, state, params)
+    first, state = transform.update(grads, state, params)
+    second, _ = transform.update(grads, state, params)
     np.testing.assert_allclose(second["bias"] / first["bias"], 1.9, rtol=1e-3)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    optimizer, _ = make_optimizer(**{**BASE, "name": "sgd", "clip_norm": 1.0})
+    transform, _ = make(clip_norm=1.0)
     params = {"bias": jnp.zeros(2)}
-    updates, _ = optimizer.update({"bias": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
+    updates, _ = transform.update({"bias": jnp.array([30.0, 40.0])}, transform.init(params), params)
     np.testing.assert_allclose(updates["bias"], [-0.06, -0.08], rtol=1e-5)
+
+
+def test_a_fresh_optimiser_and_schedule_are_what_runs(monkeypatch):
+    monkeypatch.setattr(OPTIMIZERS, "_items", dict(OPTIMIZERS._items))
+    monkeypatch.setattr(SCHEDULES, "_items", dict(SCHEDULES._items))
+
+    @optimizer("signs")
+    def signs(*, scale: float = 1.0):
+        return optax.stateless(
+            lambda updates, _: jax.tree.map(lambda x: scale * jnp.sign(x), updates)
+        )
+
+    @schedule("halving")
+    def halving(*, lr, warmup_steps, steps, every: int = 2):
+        return lambda step: lr * 0.5 ** (step // every)
+
+    transform, rate = make("signs(scale=3)", schedule="halving(4)", lr=1.0)
+    params = {"bias": jnp.zeros(2)}
+    state = transform.init(params)
+    updates, state = transform.update({"bias": jnp.array([-7.0, 0.1])}, state, params)
+    np.testing.assert_allclose(updates["bias"], [3, -3])
+    assert [float(rate(step)) for step in (0, 3, 4)] == [1, 1, 0.5]
+    with pytest.raises(ValueError, match="options lost of bad need a default"):
+
+        @optimizer("bad")
+        def bad(*, lost):
+            """Never registered."""
+
+    with pytest.raises(ValueError, match="worse must take lr, warmup_steps by keyword"):
+
+        @schedule("worse")
+        def worse(*, steps):
+            """Never registered."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivit.parallel import make_parallel
+from vivit.parallel import MODES, JitParallel, make_parallel
+from vivit.settings import ParallelSettings
 
 ROOT = Path(__file__).parents[1]
 WAYS = {
@@ -66,29 +67,50 @@ def test_dropout_was_on_and_the_state_was_sharded(results):
         ({"mode": "xmap"}, "unknown parallel mode 'xmap'; known: jit, pmap"),
         ({"fsdp": 3}, "does not divide the 1 devices"),
         ({"sequence": 2}, "sequence=2 does not divide the 1 devices"),
+        ({"mode": "pmap", "rules": ()}, 'rules need parallel.mode="jit"'),
         ({"data": 2}, "data=2 x fsdp=1 x sequence=1 is not the 1 devices .*; use data=-1"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        make_parallel(**{"mode": "jit", "data": -1, "fsdp": 1, "rules": (), **change})
+        make_parallel(ParallelSettings(**change))
 
 
 def test_rules_that_do_not_fit_are_listed():
     import jax
     from jax.sharding import AbstractMesh, PartitionSpec
 
-    from vivit.parallel import AXES, shard_by_rules
+    from vivit.mesh import MESH_AXES
+    from vivit.parallel import shard_by_rules
 
-    mesh = AbstractMesh((1, 2, 1), AXES)
+    mesh = AbstractMesh((1, 2, 1), MESH_AXES)
     shapes = {
         "a": {"kernel": jax.ShapeDtypeStruct((3, 4), "float32")},
         "b": {"kernel": jax.ShapeDtypeStruct((5,), "float32")},
         "c": {"bias": jax.ShapeDtypeStruct((5,), "float32")},
     }
-    with pytest.raises(ValueError, match=r"a/kernel .*3 is no multiple of 2\n.*b/kernel .*fewer"):
-        shard_by_rules(shapes, mesh, [("kernel$", ("fsdp", None))])
+    with pytest.raises(
+        ValueError, match=r"a/kernel .*3 is not a multiple of 2\n.*b/kernel .*fewer"
+    ):
+        shard_by_rules(shapes, mesh, (("kernel$", ("fsdp", None)),))
     with pytest.raises(ValueError, match="unknown mesh axes"):
-        shard_by_rules(shapes, mesh, [("kernel$", ("model",))])
-    sharded = shard_by_rules(shapes, mesh, [("bias$", ())])
+        shard_by_rules(shapes, mesh, (("kernel$", ("model",)),))
+    sharded = shard_by_rules(shapes, mesh, (("bias$", ()),))
     assert sharded["c"]["bias"].spec == PartitionSpec(None)
+
+
+def test_a_fresh_parallel_mode_is_what_runs(monkeypatch, tmp_path, tiny_config):
+    """A mode that counts the batches that it puts on the devices trains a run."""
+    from vivit.train import train
+
+    monkeypatch.setattr(MODES, "_items", dict(MODES._items))
+    put = []
+
+    @MODES.register("counting")
+    class Counting(JitParallel):
+        def put(self, batch):
+            put.append(batch["clips"].shape[0])
+            return super().put(batch)
+
+    train(tiny_config("--config.parallel.mode=counting", "--config.train.steps=3"), tmp_path / "r")
+    assert put[:3] == [8, 8, 8]

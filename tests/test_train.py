@@ -11,10 +11,13 @@ import pytest
 import vivit
 from tests.conftest import ROOT, TINY
 from vivit.checkpoint import Checkpoints
-from vivit.config import claim_workdir, differences, read_config, read_workdir
-from vivit.evaluate import restore
+from vivit.config import as_json, claim_workdir, differences, read_config, read_workdir
 from vivit.io import locked
-from vivit.plan import plan_stages
+from vivit.metrics_log import MetricsLog
+from vivit.optim import make_optimizer
+from vivit.parallel import make_parallel
+from vivit.run import Run
+from vivit.step import make_init
 from vivit.train import main, train
 
 CONFIG = str(ROOT / "configs/moving_digits.py")
@@ -25,11 +28,19 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
 
 
+def last_state(workdir, config):
+    """The whole state of a run's newest checkpoint."""
+    optimizer, _ = make_optimizer(config.optim, steps=config.train.steps)
+    average_decay = config.train.average_decay
+    make_state = make_init(vivit.build(config.model), optimizer, average_decay=average_decay)
+    like = make_parallel(config.parallel).abstract(make_state, config.seed)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore(checkpoints.resolve("latest"), like)[0]
+
+
 def stop_after(step):
     """Makes a run end by SIGTERM as soon as it has logged a step."""
-    from vivit import train as module
-
-    write = module.Log.write
+    write = MetricsLog.write
 
     def write_and_stop(self, at, split, values):
         write(self, at, split, values)
@@ -40,7 +51,7 @@ def stop_after(step):
 
 
 def test_a_run_leaves_what_it_says(tiny_run, tiny_config):
-    assert json.loads((tiny_run / "config.json").read_text()) == json.loads(tiny_config().to_json())
+    assert json.loads((tiny_run / "config.json").read_text()) == as_json(tiny_config())
     cost = json.loads((tiny_run / "cost.json").read_text())
     model = vivit.build(tiny_config().model)
     from vivit.cost import count_parameters
@@ -57,14 +68,13 @@ def test_a_run_leaves_what_it_says(tiny_run, tiny_config):
     assert kept in ({4, 6}, {2, 4, 6})
 
 
-def test_a_stopped_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, monkeypatch):
+def test_a_stopped_run_resumes_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, monkeypatch):
     config = tiny_config()
     with monkeypatch.context() as patch:
-        patch.setattr("vivit.train.Log.write", stop_after(2))
+        patch.setattr(MetricsLog, "write", stop_after(2))
         assert int(train(config, tmp_path / "run").step) == 3  # the step after the signal is saved
     state = train(config, tmp_path / "run")
-    _, uninterrupted, _ = restore(tiny_run, config, checkpoint="latest")
-    assert_same(state, uninterrupted)
+    assert_same(state, last_state(tiny_run, config))
     # The log has no step twice, and ends with the same figures.
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if row["split"] == "validation"]
@@ -73,7 +83,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tin
     assert rows[-1] == other[-1]
 
 
-def test_a_killed_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, data_root):
+def test_a_killed_run_resumes_and_ends_bit_identical(tmp_path, tiny_config, tiny_run, data_root):
     """Killed without a warning, in a process of its own, somewhere after its first checkpoint."""
     workdir = tmp_path / "run"
     flags = [*TINY, f"--config.data.root={data_root}"]
@@ -87,8 +97,7 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(tmp_path, tiny_config, tiny
     assert process.returncode == -signal.SIGKILL
     config = tiny_config()
     state = train(config, workdir)
-    _, uninterrupted, _ = restore(tiny_run, config, checkpoint="latest")
-    assert_same(state, uninterrupted)
+    assert_same(state, last_state(tiny_run, config))
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["split"] == "train"] in ([2, 4, 6], [4, 6])
 
@@ -101,7 +110,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, tiny_config):
 
 def test_pmap_trains_to_the_same_parameters(tmp_path, tiny_config, tiny_run):
     state = train(tiny_config("--config.parallel.mode=pmap"), tmp_path / "run")
-    _, by_jit, _ = restore(tiny_run, tiny_config(), checkpoint="latest")
+    by_jit = last_state(tiny_run, tiny_config())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, by_jit.params
     )
@@ -153,7 +162,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, tiny_config, ov
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
-    config = tiny_config("--config.optim.lr=1e30", "--config.optim.name=sgd")
+    config = tiny_config("--config.optim.lr=1e30", "--config.optim.name=sgd(momentum=0.9)")
     with pytest.raises(ValueError, match=r"the \w+ is (nan|inf) at step .*lower optim\.lr"):
         train(config, tmp_path / "run")
 
@@ -165,6 +174,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
         ("--config.optm.lr=3", '"optim" instead of "optm"'),
         ("--config.train.steps=many", "invalid literal for int"),
         ("--config.train.steps=3.5", "invalid literal for int"),
+        ("--config.train.label_smoothing=2", r"train.label_smoothing=2.0 is not in \[0, 1\]"),
+        ("--config.data.bad_share=0.1", "data.bad_share is now data.max_bad_fraction"),
+        ("--config.optim.b2=0.9", 'optim.b2 is now an option of optim.name: "adamw\\(b2=0.98'),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused(override, message):
@@ -174,17 +186,18 @@ def test_unknown_keys_and_wrong_types_are_refused(override, message):
 
 
 def test_stages_of_ones_own_train_and_open_again(tmp_path, tiny_config):
-    stages = "({'depth': 1, 'mixers': ('time', 'space'), 'pool': 'mean'},)"
+    stages = "({'depth': 1, 'attentions': ('time', 'space'), 'pool': 'mean'},)"
     config = tiny_config(f"--config.model.stages={stages}", "--config.train.steps=3")
     claim_workdir(tmp_path / "run", config)
     again = read_workdir(tmp_path / "run")
     assert again == config
     for model in (vivit.build(config.model), vivit.build(again.model)):
-        assert [stage["mixers"] for stage in plan_stages(model)] == [("time", "space")]
+        (stage,) = model.config.stages
+        assert [pattern.name for pattern in stage.attentions] == ["time", "space"]
 
 
 def test_the_command_says_that_a_run_was_stopped(tmp_path, data_root, monkeypatch):
-    monkeypatch.setattr("vivit.train.Log.write", stop_after(2))
+    monkeypatch.setattr(MetricsLog, "write", stop_after(2))
     arguments = [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *TINY]
     with pytest.raises(SystemExit, match="stopped at step 3, which is saved"):
         main([*arguments, f"--config.data.root={data_root}"])
@@ -208,8 +221,8 @@ def test_differences_name_every_key():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
     assert differences(old, new) == [
         "a.c: 2 -> 4",
-        "d: 3 -> '(not there)'",
-        "e: '(not there)' -> 5",
+        "d: 3 -> '(missing)'",
+        "e: '(missing)' -> 5",
     ]
 
 
@@ -222,11 +235,8 @@ def test_a_config_is_the_same_after_json(tmp_path, tiny_config):
 
 
 def test_a_checkpoint_of_another_model_lists_what_differs(tiny_run, tiny_config):
-    from vivit.optim import make_optimizer
-    from vivit.step import make_init
-
     config = tiny_config("--config.model.width=8", "--config.model.depth=2")
-    optimizer, _ = make_optimizer(steps=6, **config.optim)
+    optimizer, _ = make_optimizer(config.optim, steps=6)
     state = jax.jit(make_init(vivit.build(config.model), optimizer, average_decay=None))(0)
     before = sorted(tiny_run.rglob("*"))
     with Checkpoints(tiny_run / "checkpoints") as checkpoints:
@@ -265,7 +275,8 @@ def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
 def test_averaged_parameters_are_evaluated_and_restored(tmp_path, tiny_config):
     config = tiny_config("--config.train.average_decay=0.5")
     state = train(config, tmp_path / "run")
-    _, restored, _ = restore(tmp_path / "run", config, checkpoint="latest")
+    restored = last_state(tmp_path / "run", config)
+    assert_same(Run(tmp_path / "run", "latest").params, jax.device_get(state.averaged))
     assert_same(restored.averaged, state.averaged)
     assert_same(restored.eval_params, restored.averaged)
     head = ("head", "kernel")

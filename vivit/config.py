@@ -1,24 +1,59 @@
 """Configs from command lines and files, and the folder of a run that keeps its config."""
 
 import argparse
+import dataclasses
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
-from vivit.io import write_atomically
+from vivit.io import read_json, write_json
+from vivit.records import record
+from vivit.settings import Config
+from vivit.upgrade import RENAMED, upgrade
+
+
+def as_config(values: Config | ConfigDict | Mapping[str, Any]) -> Config:
+    """Returns a config, checked, from a ConfigDict or from the values of a config.json.
+
+    Raises ValueError that lists all unknown keys and values of a wrong type.
+    """
+    if isinstance(values, Config):
+        return values
+    mapping = json.loads(values.to_json()) if isinstance(values, ConfigDict) else values
+    return record(Config, mapping)
+
+
+def as_config_dict(settings: Any) -> ConfigDict:
+    """Returns settings as a locked ConfigDict, whose values keep their types."""
+    config = ConfigDict()
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value is None:  # a placeholder, so that a value of the right type may replace it
+            kinds = [kind for kind in get_args(hints[field.name]) if kind is not NoneType]
+            value = placeholder(getattr(kinds[0], "__origin__", kinds[0]))
+        config[field.name] = as_config_dict(value) if dataclasses.is_dataclass(value) else value
+    return config.lock()
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """Returns the values of a config as its config.json holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, FrozenConfigDict | None]:
-    """The parser's own arguments, and the config of `--config=FILE --config.KEY=VALUE ...`.
+) -> tuple[argparse.Namespace, Config | None]:
+    """Returns the parser's arguments, and the config of `--config=FILE --config.KEY=VALUE ...`.
 
-    ValueError for a file that can't be read, an unknown key or a value of a wrong type.
+    Raises ValueError for a file that cannot be read, an unknown key or a value of a wrong type.
     """
     parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
     parser.epilog = "--config.KEY=VALUE changes a value of the config: --config.optim.lr=3e-4"
@@ -33,8 +68,11 @@ def parse(
     return arguments, read_config(arguments.config, rest)
 
 
-def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
-    """The config of a Python file with `--config.KEY=VALUE` overrides, as JSON gives it back."""
+def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
+    """Returns the config of a Python file with `--config.KEY=VALUE` overrides.
+
+    Raises ValueError for a file that cannot be read, an unknown key or a value of a wrong type.
+    """
     if not Path(file).exists():
         raise ValueError(f"no config file {file!r}; configs/ has some")
     values = flags.FlagValues()
@@ -43,76 +81,78 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
     try:
         values(argv)
         config = values["config"].value
+        getattr(config, "seed", None)  # a file that failed to load raises its error at first use
+        if isinstance(config, ConfigDict):
+            return as_config(config)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'")
         raise ValueError(
-            f"config {file} {' '.join(overrides)}: {reason}\n"
+            f"config {file} {' '.join(overrides)}: {reason}\n{renamed([*overrides, reason])}"
             "Write --config.KEY=VALUE with a key of configs/common.py and a value of its type."
         ) from error
-    if not isinstance(config, ConfigDict):
-        getattr(config, "seed", None)  # a file that failed to load raises its own error here
-        raise ValueError(f"get_config() of {file} returns a {type(config).__name__}, no ConfigDict")
-    return freeze(json.loads(config.to_json()))
+    raise ValueError(
+        f"get_config() of {file} returns a {type(config).__name__}; return a ConfigDict"
+    )
 
 
-def import_modules(config: Any) -> None:
+def renamed(texts: Iterable[str]) -> str:
+    """Returns a line on what keys of 0.1.0 that some texts mention are called now, or ""."""
+    joined = " ".join(texts)
+    mentioned = [f"{old} is now {new}" for old, new in RENAMED.items() if old in joined]
+    return f"{'; '.join(mentioned)}\n" if mentioned else ""
+
+
+def import_modules(names: Iterable[str]) -> None:
     """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ..."""
-    for name in config["imports"]:
+    for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise ValueError(f"config.imports names {name!r}: {error}") from error
 
 
-def freeze(values: dict[str, Any]) -> FrozenConfigDict:
-    """A config from JSON. Mappings in lists, as stages are, become pairs: it can hold no others."""
+def claim_workdir(workdir: str | Path, config: Config) -> Path:
+    """Returns the run's folder, with its config.json.
 
-    def convert(value: Any, in_list: bool) -> Any:
-        if isinstance(value, dict):
-            items = {key: convert(item, in_list) for key, item in value.items()}
-            return tuple(items.items()) if in_list else items
-        if isinstance(value, list):
-            return tuple(convert(item, True) for item in value)
-        return value
-
-    return FrozenConfigDict(convert(values, False))
-
-
-def claim_workdir(workdir: str | Path, config: FrozenConfigDict) -> Path:
-    """The run's folder with its config.json. ValueError if it belongs to another config."""
+    Raises ValueError if the folder belongs to another config, or holds files and no run.
+    """
     folder = Path(workdir)
     path = folder / "config.json"
     if path.exists():
-        changes = differences(json.loads(path.read_text()), json.loads(config.to_json()))
+        changes = differences(as_json(read_workdir(folder)), as_json(config))
         if changes:
             lines = "\n".join(f"  {line}" for line in changes)
             raise ValueError(
-                f"{workdir} holds a run with another config (there -> now):\n{lines}\n"
-                "Use another --workdir, or the config that the run began with."
+                f"{workdir} holds a run with another config (recorded -> given):\n{lines}\n"
+                "Use another --workdir, or the config that the run started with."
             )
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run; use another --workdir")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+        write_json(path, as_json(config), indent=2)
     return folder
 
 
-def read_workdir(workdir: str | Path) -> FrozenConfigDict:
-    """The config of a run's folder; its user modules are imported."""
+def read_workdir(workdir: str | Path) -> Config:
+    """Returns the config of a run's folder, of this or an earlier version.
+
+    Raises ValueError if the folder holds no run.
+    """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no {path}; train one with vivit.train")
-    config = freeze(json.loads(path.read_text()))
-    import_modules(config)
-    return config
+    try:
+        return as_config(upgrade(read_json(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Lines "key: old -> new" for all that differs between two nested mappings."""
+    """Returns lines "key: old -> new" for all that differs between two nested mappings."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new})
-        missing = "(not there)"
+        missing = "(missing)"
         lines = [
             differences(old.get(k, missing), new.get(k, missing), f"{at}.{k}" if at else k)
             for k in keys

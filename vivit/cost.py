@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from vivit.attention import KERNELS
 from vivit.model import ViViT
 
 
@@ -19,7 +18,7 @@ def count_parameters(model: ViViT) -> int:
 
 def count_tokens(model: ViViT) -> int:
     """Tokens of the space-time grid, class tokens not counted."""
-    return math.prod(model.grid)
+    return math.prod(model.config.grid)
 
 
 def count_multiply_adds(model: ViViT) -> int:
@@ -29,9 +28,9 @@ def count_multiply_adds(model: ViViT) -> int:
     as two operations. The kernel is the dense one: the others compute the same products, and
     some pad them.
     """
-    kernel = "dense" if KERNELS[model.kernel].softmax else model.kernel
-    model = model.clone(kernel=kernel, remat="none")
-    clips = jax.ShapeDtypeStruct((1, *model.clip, 3), jnp.float32)
+    kernel = {"kernel": "dense"} if model.config.kernel.softmax else {}
+    model = model.with_settings(remat="none", **kernel)
+    clips = jax.ShapeDtypeStruct((1, *model.config.clip, 3), jnp.float32)
     forward = lambda params, clips: model.apply({"params": params}, clips)
     return count_products(forward, abstract_params(model), clips)
 
@@ -43,7 +42,7 @@ def count_products(function: Callable, *shapes: Any) -> int:
 
 def abstract_params(model: ViViT) -> Any:
     """Shapes and dtypes of a model's parameters."""
-    clips = jnp.zeros((1, *model.clip, 3))
+    clips = jnp.zeros((1, *model.config.clip, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), clips))["params"]
 
 

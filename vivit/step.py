@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from vivit.axes import Logits
 from vivit.model import ViViT
 from vivit.objective import cross_entropy, metric_sums
+from vivit.settings import TrainSettings
 
 Params = Any
 Leaf = Any  # an array; in a tree of shapes or of shardings, what describes it
@@ -25,7 +27,7 @@ AUGMENTATION = 2**31  # folded into the run's key, as no step is
 )
 @dataclass(frozen=True)
 class TrainState:
-    """All that a run needs to go on, besides its data's position, which is the step.
+    """The complete state of training; the data's position follows from `step`.
 
     averaged: exponential moving average of params, or None. rng: raw key data, never changed;
     step i draws from `fold_in(rng, i)`.
@@ -39,17 +41,18 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
+        """The averaged parameters if the run averages them, else the parameters."""
         return self.params if self.averaged is None else self.averaged
 
 
 def make_init(
     model: ViViT, optimizer: optax.GradientTransformation, *, average_decay: float | None
 ) -> Callable[[int], TrainState]:
-    """A jittable seed -> TrainState at step 0."""
+    """Returns a jittable function: seed -> TrainState at step 0."""
 
     def init(seed):
         init_rng, rng = jax.random.split(jax.random.key(seed))
-        clips = jnp.zeros((1, *model.clip, 3))
+        clips = jnp.zeros((1, *model.config.clip, 3))
         params = model.init(init_rng, clips)["params"]
         averaged = None if average_decay is None else jax.tree.map(jnp.copy, params)
         return TrainState(
@@ -64,7 +67,7 @@ def make_init(
 
 
 def start_from(state: TrainState, params: Params) -> TrainState:
-    """A state at step 0 with these parameters, placed as its own were."""
+    """Returns a state whose parameters are replaced by others, placed on the same devices."""
     place = lambda new, old: jax.device_put(jnp.asarray(new, old.dtype, copy=True), old.sharding)
     averaged = None if state.averaged is None else jax.tree.map(place, params, state.averaged)
     return replace(state, params=jax.tree.map(place, params, state.params), averaged=averaged)
@@ -73,19 +76,20 @@ def start_from(state: TrainState, params: Params) -> TrainState:
 def make_train_step(
     model: ViViT,
     optimizer: optax.GradientTransformation,
+    settings: TrainSettings,
     *,
-    label_smoothing: float,
-    average_decay: float | None,
     augment: Callable[..., Mapping[str, jax.Array]] | None = None,
 ) -> Step:
-    """step(state, batch, *, axis_name=None) -> (state, metric sums).
+    """Returns step(state, batch, *, axis_name=None) -> (state, metric sums).
 
-    augment: (batch, key) -> batch, of clips as the model takes them; see vivit.data.augment.
+    augment: (batch, key) -> a batch with clips of the model's size; see vivit.data.augment.
 
-    Under jit the batch is the global one. Under pmap it is a device's part and `axis_name` the
+    Under jit the batch is the global one. Under pmap it is a device's part and `axis_name` is the
     devices' axis: gradients and metrics are summed over it, and each device draws its own
-    dropout. The loss is the mean over all clips of all devices whose mask is 1.
+    dropout. The loss is the mean over all valid clips of all devices.
     """
+    apply = cast(Callable[..., Logits], model.apply)
+    smooth = partial(cross_entropy, label_smoothing=settings.label_smoothing)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
         total = partial(jax.lax.psum, axis_name=axis_name) if axis_name else lambda x: x
@@ -95,17 +99,15 @@ def make_train_step(
         rng = jax.random.fold_in(key, state.step)
         if axis_name:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-        count = total(batch["mask"].sum())
+        count = total(batch["valid"].sum())
 
         def loss(params):
-            logits = model.apply({"params": params}, batch["clips"], rngs={"dropout": rng})
-            losses = cross_entropy(logits, batch["labels"], label_smoothing=label_smoothing)
-            if "share" in batch:  # clips that were mixed: of their own label and of another's
-                other = cross_entropy(
-                    logits, batch["other_labels"], label_smoothing=label_smoothing
-                )
-                losses = batch["share"] * losses + (1 - batch["share"]) * other
-            sums = metric_sums(losses, logits, batch["labels"], batch["mask"])
+            logits = apply({"params": params}, batch["clips"], rngs={"dropout": rng})
+            losses = smooth(logits, batch["labels"])
+            if "label_weight" in batch:  # mixed clips have two labels
+                weight = batch["label_weight"]
+                losses = weight * losses + (1 - weight) * smooth(logits, batch["other_labels"])
+            sums = metric_sums(losses, logits, batch["labels"], batch["valid"])
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
         grads, sums = jax.grad(loss, has_aux=True)(state.params)
@@ -113,9 +115,9 @@ def make_train_step(
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        averaged = state.averaged
-        if average_decay is not None:
-            averaged = optax.incremental_update(params, averaged, 1 - average_decay)
+        averaged: Any = state.averaged
+        if settings.average_decay is not None:
+            averaged = optax.incremental_update(params, averaged, 1 - settings.average_decay)
         return replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, averaged=averaged
         ), sums
@@ -123,24 +125,23 @@ def make_train_step(
     return step
 
 
-def make_eval_step(
-    model: ViViT, *, classes: int, through: Callable[..., Any] | None = None
-) -> Step:
-    """step(params, batch, *, axis_name=None) -> (metric sums, confusion counts [label, class]).
+def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | None = None) -> Step:
+    """Returns step(params, batch, *, axis_name=None) -> (metric sums, confusion [label, class]).
 
-    through: (model, clips [B, V, F, H, W, 3], extents) -> logits, of clips in several views; see
-    vivit.data.views.
+    predict_views: (model, clips [B, V, F, H, W, 3], extents) -> logits averaged over views; see
+    vivit.data.views. None for batches of clips [B, F, H, W, 3].
     """
+    apply, classes = cast(Callable[..., Logits], model.apply), model.config.classes
 
     def step(params: Params, batch: Mapping[str, jax.Array], *, axis_name=None):
-        see = lambda clips: model.apply({"params": params}, clips)
-        if through is None:
-            logits = see(batch["clips"])
+        predict = lambda clips: apply({"params": params}, clips)
+        if predict_views is None:
+            logits = predict(batch["clips"])
         else:
-            logits = through(see, batch["clips"], batch["extents"])
-        labels, mask = batch["labels"], batch["mask"]
-        sums = metric_sums(cross_entropy(logits, labels), logits, labels, mask)
-        confusion = jnp.zeros((classes, classes)).at[labels, logits.argmax(axis=-1)].add(mask)
+            logits = predict_views(predict, batch["clips"], batch["extents"])
+        labels, valid = batch["labels"], batch["valid"]
+        sums = metric_sums(cross_entropy(logits, labels), logits, labels, valid)
+        confusion = jnp.zeros((classes, classes)).at[labels, logits.argmax(axis=-1)].add(valid)
         out = (sums, confusion)
         return jax.lax.psum(out, axis_name) if axis_name else out
 

@@ -8,7 +8,7 @@ import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import capture, heat_on_frames, overlay, rollout
 from vivit.model import stack_layers
-from vivit.plan import FAMILIES
+from vivit.model.settings import FAMILIES
 
 CASES = [
     (family, readout)
@@ -22,7 +22,7 @@ def look(family="joint", readout="mean", **change):
     model = vivit.build({**TINY, "family": family, "readout": readout, **change})
     params = init(model)
     if change.get("scan"):
-        params = stack_layers(init(model.clone(scan=False)))
+        params = stack_layers(init(model.with_settings(scan=False)))
     return capture(model, params, CLIPS)
 
 
@@ -125,7 +125,7 @@ def test_with_the_whole_residual_kept_rollout_is_the_readout_alone():
 
 
 def test_layers_are_chosen_by_pattern_and_stage():
-    maps = look("factorised_encoder")
+    maps = look("factorised_encoder(2)")
     assert maps.weights(pattern="time").shape == (2, 2, 2, 2, 1, 2, 1)
     assert maps.over_time(stage=1).shape == (2, 2, 2, 2, 2)
     with pytest.raises(ValueError, match="no attention with pattern='joint'"):

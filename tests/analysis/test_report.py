@@ -30,7 +30,7 @@ def test_the_report_is_one_file_with_everything(tiny_run, capsys):
     page.feed((tiny_run / "report.html").read_text())
     assert all(link.startswith("data:image/") for link in page.links)
     text = " ".join(page.text)
-    for part in ("Learning", "Confusion", "Where it looks", "From step to step"):
+    for part in ("Learning", "Confusion", "Where it looks", "Between time steps"):
         assert part in text
     scores = json.loads((tiny_run / "eval/test_00000006.json").read_text())
     assert f"{scores['top1']:.2%} of 21 test clips" in text
@@ -44,7 +44,7 @@ def test_an_opened_run_gives_clips_and_their_labels(tiny_run):
     run = open_run(tiny_run, checkpoint="latest")
     assert run.step == 6
     chosen = run.one_of_each_class(8)
-    clips, labels = run.examples(chosen)
+    clips, labels = run.clips(chosen)
     assert clips.shape == (8, 16, 32, 32, 3)
     assert sorted(labels) == sorted(np.unique(labels))
     assert len(run.one_of_each_class(12)) == 12

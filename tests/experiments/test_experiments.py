@@ -4,21 +4,22 @@ import sys
 import pytest
 
 import vivit
-from experiments import collect, launch, reached
+from experiments import collect, launch, steps_to_accuracy
 from tests.conftest import ROOT
-from vivit.config import read_config
+from vivit.config import as_json, read_config
+from vivit.settings import Config
 
 ABLATION = str(ROOT / "configs/ablate_attention.py")
 
 
 def test_the_ablation_is_family_by_kernel_by_seed():
     runs = launch.load_sweep(ABLATION, "kernel")
-    assert len({run.name for run in runs}) == 5 * 2 * 3
-    assert len(launch.load_sweep(ABLATION, "family")) == 5 * 3
-    assert runs[0].overrides["model.family"] == "factorised_encoder"
+    assert len({run.name for run in runs}) == 5 * 2 * 5
+    assert len(launch.load_sweep(ABLATION, "family")) == 5 * 5
+    assert runs[0].overrides["model.family"] == "factorised_encoder(2)"
     variants = launch.load_sweep(ABLATION, "variant")
-    assert len(variants) == 6 * 3
-    for run in variants:
+    assert len(variants) == 6 * 5
+    for run in variants[::5]:
         flag = f"--config.model.family={run.overrides['model.family']}"
         vivit.build(read_config(ABLATION, [flag]).model)
 
@@ -60,7 +61,7 @@ from configs import moving_digits
 
 def get_config():
     config = moving_digits.get_config()
-    config.model.update(width=16, depth=1, heads=2, mlp_dim=16, temporal_depth=1)
+    config.model.update(width=16, depth=1, heads=2, mlp_dim=16)
     config.model.tubelet = (4, 16, 16)
     config.data.update(root={str(data_root)!r}, batch_size=8)
     config.train.update(steps=3, log_every=1, eval_every=3)
@@ -75,7 +76,7 @@ def sweep_families():
     return path
 
 
-def test_a_failed_run_is_said_and_the_others_go_on(sweep_file, tmp_path, capsys):
+def test_a_failed_run_is_said_and_the_others_continue(sweep_file, tmp_path, capsys):
     arguments = [f"--config={sweep_file}", "--sweep=families", f"--runs={tmp_path / 'runs'}"]
     with pytest.raises(SystemExit, match="failed: family=jiont,seed=0"):
         launch.main(arguments)
@@ -103,14 +104,16 @@ def test_a_failed_run_is_said_and_the_others_go_on(sweep_file, tmp_path, capsys)
 def test_a_dry_run_prints_commands_that_can_be_pasted(capsys):
     launch.main([f"--config={ABLATION}", "--sweep=family", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 30
+    assert len(lines) == 50
     assert lines[0].startswith("python -m vivit.train --config=")
     assert "'--config.model.tubelet=(1, 8, 8)'" in lines[-2]
 
 
 def run_folder(folder, *, family, seed, top1, finished=True):
     folder.mkdir(parents=True)
-    config = {"model": {"family": family}, "seed": seed, "train": {"steps": 1}}
+    config = as_json(Config(seed=seed))
+    config["model"]["family"] = family
+    config["train"]["steps"] = 1
     (folder / "config.json").write_text(json.dumps(config))
     if not finished:
         return
@@ -132,7 +135,7 @@ def test_seeds_share_a_row_and_unfinished_runs_are_named(tmp_path, capsys):
     run_folder(tmp_path / "b1", family="average_pool", seed=1, top1=0, finished=False)
     collect.main([str(tmp_path)])
     out, err = capsys.readouterr()
-    assert "| joint | 2 | 91.00 ± 1.41 | 2.000 | 3.0 | 100.0 | 4.0 |" in out
+    assert "| joint | 2 | 91.00 ± 1.41 (90.00 to 92.00) | 2.000 | 3.0 | 100.0 | 4.0 |" in out
     assert "| average_pool | 1 | 50.00 |" in out
     assert "b1: not trained" in err
 
@@ -143,14 +146,16 @@ def test_nothing_to_collect_is_an_error(tmp_path):
 
 
 def test_runs_use_the_same_python():
-    command = next(launch.commands("c.py", launch.Run("n", {"seed": 1}), ROOT / "n"))
+    command = next(launch.commands("c.py", launch.SweepRun("n", {"seed": 1}), ROOT / "n"))
     assert command[0] == sys.executable
     assert command[-1] == "--config.seed=1"
 
 
 def fake_start(folder, *, path, inflation, lr, seed, curve, test):
     folder.mkdir(parents=True)
-    config = {"init": {"path": path, "inflation": inflation}, "optim": {"lr": lr}, "seed": seed}
+    config = as_json(Config(seed=seed))
+    config["init"].update(path=path, inflation=inflation)
+    config["optim"]["lr"] = lr
     (folder / "config.json").write_text(json.dumps(config))
     lines = [{"step": 20 * i + 20, "split": "validation", "top1": x} for i, x in enumerate(curve)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -166,16 +171,16 @@ def test_how_soon_runs_get_there(tmp_path, capsys):
     fake_start(tmp_path / "c", **start, seed=2, curve=[0.1, 0.2, 0.7], test=0.8)
     scratch = {"path": "", "inflation": "central_frame", "lr": 0.002}
     fake_start(tmp_path / "d", **scratch, seed=0, curve=[0.1, 0.1, 0.1], test=None)
-    reached.main([str(tmp_path), "--accuracy", "0.5", "0.9"])
+    steps_to_accuracy.main([str(tmp_path), "--accuracy", "0.5", "0.9"])
     out, err = capsys.readouterr()
     assert out.splitlines()[2] == (
         "| central_frame, lr 0.004 | 3 | 40 (40, 20, 60) | never (60, never, never) "
-        "| 80.00 ± 10.00 |"
+        "| 80.00 ± 10.00 (70.00 to 90.00) |"
     )
     assert "left out" in err
     assert "not evaluated" in err
     with pytest.raises(ValueError, match="no finished runs"):
-        reached.main([str(tmp_path / "d")])
+        steps_to_accuracy.main([str(tmp_path / "d")])
 
 
 def test_the_transfer_starts_from_the_image_runs():

@@ -9,7 +9,7 @@ from vivit.data.manifest import read_manifest
 
 
 def test_no_frame_is_in_two_splits_and_labels_are_true(tmp_path, monkeypatch):
-    monkeypatch.setattr(real_video, "FRAMES", 5)
+    monkeypatch.setattr(real_video, "CLIP_FRAMES", 5)
     monkeypatch.setattr(real_video, "STARTS", {"train": 6, "validation": 4, "test": 4})
     source = film(tmp_path / "film.mp4", frames=120, size=(144, 216))
     manifest = real_video.cut_clips([source], tmp_path / "clips")

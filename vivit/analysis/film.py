@@ -13,10 +13,10 @@ from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
 from vivit.cli import run_command, show_log
-from vivit.data.footage import Limits, open_file
 from vivit.data.geometry import view
-from vivit.data.manifest import Clip
-from vivit.data.pipeline import Data
+from vivit.data.manifest import ClipRow
+from vivit.data.sampling import SAMPLINGS
+from vivit.data.video_files import open_video
 
 SHOWN = 256  # pixels in height that small clips are enlarged to
 
@@ -33,7 +33,7 @@ def write_film(workdir: str | Path, video: str | Path, out: str | Path, *, split
     for clip in clips:
         maps = capture(run.model, run.params, clip[None])
         heat = heat_on_frames(
-            np.asarray(rollout(maps))[0], grid=run.model.grid, clip=run.model.clip
+            np.asarray(rollout(maps))[0], grid=run.model.config.grid, clip=run.model.config.clip
         )
         scale = max(1, SHOWN // clip.shape[1])
         enlarge = lambda x, n=scale: x.repeat(n, axis=1).repeat(n, axis=2)
@@ -44,32 +44,32 @@ def write_film(workdir: str | Path, video: str | Path, out: str | Path, *, split
 
 
 def _clips(run: Run, video: Path) -> tuple[list[np.ndarray], float]:
-    """uint8 clips [F, H, W, 3] of the whole video, and the seconds from frame to frame."""
-    source = Data(**run.config.data)
-    sampling = source.sampler
-    if sampling.kind != "clip":
-        raise ValueError(f'the run samples "{sampling.kind}", which are no clips one after another')
-    limits = Limits(source.timeout_seconds, source.largest_frame)
-    clip = Clip(video.name, "", {})
-    footage = open_file(clip, video.parent, short_side=source.short_side, limits=limits)
-    count, (frames, *size) = len(footage.times), run.model.clip
-    step = footage.seconds / count
+    """Returns uint8 clips [F, H, W, 3] of the whole video, and the seconds from frame to frame."""
+    data, sampling = run.config.data, run.config.data.sampling
+    if not SAMPLINGS[sampling.kind].strided:
+        raise ValueError(
+            f"a film needs clips of one stride, and the run has sampling.kind={sampling.kind!r}"
+        )
+    row = ClipRow(video.name, "", {})
+    film = open_video(row, video.parent, short_side=data.short_side, limits=data.limits)
+    count, (frames, height, width) = len(film.times), run.model.config.clip
+    step = film.seconds / count
     stride = sampling.stride_frames
     if sampling.stride_seconds:
         stride = max(1, round(sampling.stride_seconds / step))
     span = frames * stride
     if count < span - stride + 1:
         raise ValueError(f"{video} has {count} frames, fewer than a clip's {span}")
-    extent = jnp.array([footage.height, footage.width])
+    extent = jnp.array([film.height, film.width])
     clips = []
     for start in range(0, count - span + stride, span):
-        pictures = footage.read(np.arange(start, start + span, stride), None)
+        pictures = film.read(np.arange(start, start + span, stride), None)
         seen = view(
             jnp.asarray(pictures),
             extent,
-            position=0.5,
-            short_side=source.views.get("short_side") or max(size),
-            size=tuple(size),
+            place=0.5,
+            short_side=data.views.short_side or max(height, width),
+            size=(height, width),
         )
         clips.append(np.asarray(seen))
     return clips, step * stride

@@ -1,7 +1,7 @@
 """python -m vivit.analysis.report --workdir=RUN: one HTML file that shows what a run learned.
 
-Curves, the confusion matrix, sample clips with attention rollout over them, and the step-to-step
-attention of the layers that mix time. The file needs nothing else.
+Curves, the confusion matrix, sample clips with attention rollout over them, and the attention
+between time steps of the layers that mix time. Pictures are inside the file.
 """
 
 import argparse
@@ -26,10 +26,9 @@ from vivit.analysis.capture import AttentionMaps, capture
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
-from vivit.attention import PATTERNS
-from vivit.cli import run_command, show_log
-from vivit.evaluate import add_run_arguments, evaluate, evaluation_path
-from vivit.io import write_atomically
+from vivit.cli import add_run_arguments, run_command, show_log
+from vivit.evaluate import evaluate
+from vivit.io import read_json, write_atomically
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
 
@@ -37,37 +36,35 @@ SAMPLES = 8  # clips shown, one of each class while there are enough classes
 def write_report(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Path:
     """Writes RUN/report.html, after an evaluation of the checkpoint, and returns its path."""
     run = open_run(workdir, checkpoint=checkpoint, split=split)
-    evaluated = evaluation_path(run.workdir, split=split, step=run.step)
-    if not evaluated.exists():
-        evaluate(workdir, checkpoint=str(run.step), split=split)
-    scores = json.loads(evaluated.read_text())
-    clips, labels = run.examples(run.one_of_each_class(SAMPLES))
-    names = run.split.class_names
+    scores = run.scores(step=run.step)
+    if scores is None:
+        scores = read_json(evaluate(workdir, checkpoint=str(run.step), split=split))
+    clips, labels = run.clips(run.one_of_each_class(SAMPLES))
+    names = run.data.class_names
     maps = capture(run.model, run.params, clips)
     sections = [
-        ("Learning", [picture(draw_curves(read_metrics(run.workdir)))]),
+        ("Learning", [picture(draw_curves(columns(run.metrics)))]),
         ("Confusion", [picture(draw_confusion(scores["confusion"], names))]),
         ("Where it looks", _samples(maps, clips, labels, names)),
-        ("From step to step", _over_time(maps)),
+        ("Between time steps", _over_time(maps)),
     ]
-    path = run.workdir / "report.html"
-    write_atomically(path, _page(scores, _summary(scores, run.workdir), sections))
+    path = run.folder / "report.html"
+    write_atomically(path, _page(scores, _summary(scores, run.folder), sections))
     return path
 
 
-def read_metrics(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
-    """metrics.jsonl as split -> metric -> values, with the steps under "step"."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def columns(rows: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Returns a run's metrics as split -> metric -> values, with training steps as "step"."""
     splits: dict[str, dict[str, np.ndarray]] = {}
     for split in sorted({row["split"] for row in rows}):
-        own = [row for row in rows if row["split"] == split]
-        keys = own[0].keys() - {"split"}
-        splits[split] = {key: np.array([row[key] for row in own]) for key in keys}
+        of_split = [row for row in rows if row["split"] == split]
+        keys = of_split[0].keys() - {"split"}
+        splits[split] = {key: np.array([row[key] for row in of_split]) for key in keys}
     return splits
 
 
 def draw_curves(metrics: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Loss, accuracy and learning rate against the step."""
+    """Draws loss, accuracy and learning rate against the training step."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for split, values in metrics.items():
         style = "o-" if split == "validation" else "-"
@@ -83,16 +80,16 @@ def draw_curves(metrics: dict[str, dict[str, np.ndarray]]) -> Figure:
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
-    """Counts of labels (rows) against predictions; the colour is the share of the row."""
+    """Draws counts of labels (rows) against predictions; the colour is the fraction of the row."""
     counts = np.array(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.6 + 0.55 * len(names)
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 30:
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if shares[i, j] > 0.5 else "black"
+                colour = "white" if fractions[i, j] > 0.5 else "black"
                 axis.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
@@ -101,7 +98,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> 
 
 
 def draw_filmstrip(clip: np.ndarray, heat: np.ndarray, steps: int) -> Figure:
-    """The middle frame of each tubelet, above it plain and below with the heat over it."""
+    """Draws the middle frame of each tubelet: plain above, with the heat over it below."""
     frames = np.arange(steps) * len(clip) // steps + len(clip) // steps // 2
     covered = overlay(clip, heat)
     figure, axes = plt.subplots(
@@ -117,7 +114,7 @@ def draw_filmstrip(clip: np.ndarray, heat: np.ndarray, steps: int) -> Figure:
 
 
 def draw_over_time(weights: np.ndarray, title: str) -> Figure:
-    """[L, h, Tq, Tk] as one picture a layer (rows) and head (columns)."""
+    """Draws weights [L, h, Tq, Tk], one picture per layer (rows) and head (columns)."""
     layers, heads = weights.shape[:2]
     figure, axes = plt.subplots(
         layers,
@@ -129,15 +126,15 @@ def draw_over_time(weights: np.ndarray, title: str) -> Figure:
     for (layer, head), axis in np.ndenumerate(axes):
         image = axis.imshow(weights[layer, head], cmap="viridis", vmin=0, vmax=weights.max())
         axis.set(xticks=[], yticks=[], title=f"head {head}" if layer == 0 else "")
-        axis.set_ylabel(f"layer {layer}\nquery step" if head == 0 else "")
-        axis.set_xlabel("key step" if layer == layers - 1 else "")
+        axis.set_ylabel(f"layer {layer}\nquery time step" if head == 0 else "")
+        axis.set_xlabel("key time step" if layer == layers - 1 else "")
     figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def picture(figure: Figure, *, alt: str = "") -> str:
-    """A figure as an <img> that holds its own PNG."""
+    """Returns a figure as an <img> that contains its PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
@@ -145,7 +142,7 @@ def picture(figure: Figure, *, alt: str = "") -> str:
 
 
 def film(frames: np.ndarray, *, scale: int, alt: str = "") -> str:
-    """Frames uint8 [F, H, W, 3] as an <img> that plays them over and over."""
+    """Returns frames uint8 [F, H, W, 3] as an <img> that plays them in a loop."""
     images = [
         Image.fromarray(frame).resize((frame.shape[1] * scale, frame.shape[0] * scale), 0)
         for frame in frames
@@ -165,17 +162,19 @@ def _img(kind: str, data: bytes, alt: str) -> str:
 def _samples(
     maps: AttentionMaps, clips: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> list[str]:
-    shares = np.asarray(rollout(maps))
+    parts_of_readout = np.asarray(rollout(maps))
     probabilities = np.asarray(jax.nn.softmax(maps.logits))
     text = (
         "<p>Attention rollout from the readout back to the tokens: the brighter, the larger the "
-        "share of that tubelet in what the head sees. Scaled by the largest share of each clip.</p>"
+        "part of that tubelet in what the head gets. Scaled by the largest part in each clip.</p>"
     )
     parts = [text]
-    for clip, share, probability, label in zip(clips, shares, probabilities, labels, strict=True):
-        guess = int(probability.argmax())
+    for clip, part, probability, label in zip(
+        clips, parts_of_readout, probabilities, labels, strict=True
+    ):
+        guess, label = int(probability.argmax()), int(label)
         verdict = "correct" if guess == label else "wrong"
-        heat = heat_on_frames(share, grid=maps.model.grid, clip=maps.model.clip)
+        heat = heat_on_frames(part, grid=maps.model.config.grid, clip=maps.model.config.clip)
         scale = max(1, 128 // clip.shape[1])
         caption = (
             f"<b>{html.escape(names[label])}</b>: predicted {html.escape(names[guess])} "
@@ -184,7 +183,9 @@ def _samples(
         films = film(clip, scale=scale, alt="the clip") + film(
             overlay(clip, heat), scale=scale, alt="the clip with its rollout"
         )
-        strip = picture(draw_filmstrip(clip, heat, maps.model.grid[0]), alt="frames and rollout")
+        strip = picture(
+            draw_filmstrip(clip, heat, maps.model.config.grid[0]), alt="frames and rollout"
+        )
         parts.append(f'<figure>{films}<div class="strip">{strip}</div>'
                      f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
     return parts
@@ -192,12 +193,12 @@ def _samples(
 
 def _over_time(maps: AttentionMaps) -> list[str]:
     kinds = dict.fromkeys((a.stage, a.pattern) for a in maps.attentions)
-    timely = [(stage, name) for stage, name in kinds if "t" in PATTERNS[name].axes]
+    timely = [(stage, pattern.label) for stage, pattern in kinds if "t" in pattern.axes]
     if not timely:
         return ["<p>No layer of this model mixes time steps.</p>"]
     parts = [
-        "<p>Weight from each step (row) to each step (column), averaged over the clips above and "
-        "over places.</p>"
+        "<p>Weight from each time step (row) to each time step (column), averaged over the clips "
+        "above and over spatial tokens.</p>"
     ]
     for stage, name in timely:
         weights = np.asarray(maps.over_time(stage=stage, pattern=name)).mean(axis=1)
@@ -220,7 +221,7 @@ def _summary(scores: dict[str, Any], workdir: Path) -> list[tuple[str, str]]:
     if cost_path.exists():
         cost = json.loads(cost_path.read_text())
         rows.insert(5, ("parameters", f"{cost['parameters']:,}"))
-        rows.insert(6, ("multiply-adds", f"{cost['multiply_adds'] / 1e6:,.1f} M a clip"))
+        rows.insert(6, ("multiply-adds", f"{cost['multiply_adds'] / 1e6:,.1f} M per clip"))
     return rows
 
 

@@ -1,98 +1,84 @@
 """Attention rollout: how much each token of the clip reaches the readout."""
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vivit.analysis.capture import Attention, AttentionMaps, add_extra, add_identity
-from vivit.attention import PATTERNS
-from vivit.attention.reduction import add_sizes
-from vivit.encoder import tie
-from vivit.plan import plan_stages
-from vivit.pools import POOLS
+from vivit.analysis.capture import Attention, AttentionMaps
+from vivit.attention.reductions import NO_REDUCTION
+from vivit.model.block import tie
+from vivit.model.config import StageConfig
+from vivit.model.readout import dims_of
 
 Scalars = Float[Array, "B T S"]
 
 
 def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T S"]:
-    """Each token's share in the readout of its clip, on the space-time grid; shares sum to 1.
+    """Returns each token's part in the readout of its clip, on the space-time grid; they sum to 1.
 
     Abnar & Zuidema (2005.00928), section 3.1, for any list of stages: an attention passes on
-    residual·x + (1 - residual)·A·x, where A is its mean over the heads, and a pooling or a
+    residual·x + (1 - residual)·A·x, where A is its mean over the heads, and a readout or a
     reduction of tokens passes on what it takes. That is a linear map from the tokens to the
     readout, and its gradient is the rollout: no map of T·S x T·S is ever made. What ends in class
-    tokens or registers is left out. A max readout counts each token by the channels in which it
-    is the largest; a readout that is an attention itself counts each by its weight.
+    tokens or registers is left out. A readout counts each token as `Readout` says: one with
+    parameters by its weights, any other by its gradient.
     """
     if not 0 <= residual < 1:
         raise ValueError(f"{residual=} is not in [0, 1)")
-    stages = plan_stages(maps.model)
-    t, y, x = maps.model.grid
+    config = maps.model.config
+    t, y, x = config.grid
     ones = jnp.ones((maps.logits.shape[0], t, y * x))
 
     def readout(values: Scalars) -> Float[Array, ""]:
-        for i, stage in enumerate(stages):
+        for i, stage in enumerate(config.stages):
             values = _through_stage(maps, i, stage, values, residual=residual)
         return values.sum()
 
-    shares = jax.jit(jax.grad(readout))(ones)
-    return shares / shares.sum(axis=(1, 2), keepdims=True)
+    parts = jax.jit(jax.grad(readout))(ones)
+    return parts / parts.sum(axis=(1, 2), keepdims=True)
 
 
 def _through_stage(
-    maps: AttentionMaps, i: int, stage: dict, values: Scalars, *, residual: float
+    maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, *, residual: float
 ) -> Float[Array, "B T2 S2"]:
-    layout = stage["layout"]
-    values = add_extra(values, layout)
-    sizes = jnp.ones(values.shape)
-    for layer in range(-1, stage["depth"]):
+    layout = stage.layout
+    values = layout.insert(values)
+    for layer in range(-1, stage.depth):
         for attention in maps.attentions:
             if (attention.stage, attention.layer) == (i, layer):
                 values = _pass_on(attention, values, stage, residual=residual)
-        if (i, layer) in maps.sources:
-            source = add_identity(maps.sources[i, layer], layout)
-            values = jnp.einsum("BTRS,BTS->BTR", source, values)
-            merged = layer >= 0  # only then does a mean count tokens by their places
-            sizes = add_sizes(source, sizes) if merged else jnp.ones(values.shape)
-    if stage["pool"] != "cls":
-        take = partial(layout.without_extra, by_step=not stage["reduce"])
-        values, sizes = take(values), take(sizes)
-    return _pool(values, sizes, maps.pooled[i], maps.shares[i], stage)
+        if (source := maps.sources.get((i, layer))) is not None:
+            values = jnp.einsum("BTRS,BTS->BTR", layout.matrix(source), values)
+    if not stage.readout.class_token:
+        values = layout.remove(values, by_step=stage.reduction == NO_REDUCTION)
+    if not stage.pool_axes:
+        return values
+    weights = maps.weights_of_readout[i]
+    if weights is None:
+        weights = _gradient_weights(stage, maps.pooled[i], maps.sizes[i])
+    return (weights * values).sum(axis=dims_of(stage.pool_axes), keepdims=True)
 
 
-def _pass_on(attention: Attention, values: Scalars, stage: dict, *, residual: float) -> Scalars:
-    layout = stage["layout"]
-    if layout.tied and PATTERNS[attention.pattern].tied_class_token:
-        prefix = layout.prefix
-        clip = _mixed(attention, values[:, :, prefix:], residual=residual)
-        return jnp.concatenate([values[:, :, :prefix], clip], axis=2)
+def _gradient_weights(stage: StageConfig, pooled: Any, sizes: Any) -> Scalars:
+    """How a readout without parameters counts each token of the grid [B, T, S, D] that it gets."""
+    pool = lambda x: stage.readout.pool(x, stage.pool_axes, sizes)
+    out, pull_back = jax.vjp(pool, jnp.asarray(pooled, jnp.float32))
+    return jnp.abs(pull_back(jnp.ones_like(out))[0]).mean(axis=-1)
+
+
+def _pass_on(
+    attention: Attention, values: Scalars, stage: StageConfig, *, residual: float
+) -> Scalars:
+    extra = stage.layout.extra
+    if extra and stage.block.leaves_out(attention.pattern):
+        clip = _mixed(attention, values[:, :, extra:], residual=residual)
+        return jnp.concatenate([values[:, :, :extra], clip], axis=2)
     values = _mixed(attention, values, residual=residual)
-    return tie(values[..., None], layout.prefix)[..., 0] if layout.tied else values
+    return tie(values[..., None], extra)[..., 0] if extra and stage.block.tied else values
 
 
 def _mixed(attention: Attention, values: Scalars, *, residual: float) -> Scalars:
     v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
     return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))
-
-
-def _pool(
-    values: Scalars, sizes: Scalars, pooled: Array | None, shares: Array | None, stage: dict
-) -> Float[Array, "B T2 S2"]:
-    if not stage["pool"]:
-        return values
-    axes = stage["pool_axes"]
-    dims = tuple("ts".index(axis) + 1 for axis in axes)
-    if stage["pool"] == "max":
-        hits = (pooled == pooled.max(axis=dims, keepdims=True)).astype(jnp.float32)
-        share = (hits / hits.sum(axis=dims, keepdims=True)).mean(axis=-1)
-        return (share * values).sum(axis=dims, keepdims=True)
-    if shares is not None:
-        return (shares * values).sum(axis=dims, keepdims=True)
-    if stage["pool"].startswith("mean"):
-        values = values * (sizes / sizes.mean(axis=2, keepdims=True))
-        return values.mean(axis=dims, keepdims=True)
-    reduce = POOLS[stage["pool"]].reduce
-    assert reduce is not None, stage["pool"]
-    return reduce(values[..., None], axes)[..., 0]

@@ -1,4 +1,4 @@
-"""python -m experiments.reached FOLDER --accuracy 0.5 0.9: how soon runs get there.
+"""python -m experiments.steps_to_accuracy FOLDER --accuracy 0.5 0.9: how soon runs reach a level.
 
 The step at which the validation accuracy of a sweep's runs first reaches each level, and their
 test accuracy at the end. Runs that start from the same kind of weights at the same learning rate
@@ -6,7 +6,6 @@ share a row, whatever else differs: give the folder of one sweep.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -14,26 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from experiments.collect import mean_and_spread, table_row
+from vivit.cli import run_command
+from vivit.io import read_json
+from vivit.run import Run
 
 
 def read_run(folder: Path, levels: list[float]) -> dict[str, Any] | None:
-    """The steps at which a run reached the levels (None where it never did) and its test score;
-    None for a run that is not evaluated."""
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = sorted(folder.glob("eval/test_*.json"))
-    if not scores:
+    """Returns the steps at which a run reached the levels (None for never) and its test score, or
+    None if it was not evaluated."""
+    run = Run(folder)
+    evaluations = sorted(folder.glob("eval/test_*.json"))
+    if not evaluations:
         return None
-    curve = [(x["step"], x["top1"]) for x in lines if x["split"] == "validation"]
-    config = json.loads((folder / "config.json").read_text())
-    start = config["init"]["inflation"] if config["init"]["path"] else "from scratch"
-    name = f"{start}, lr {config['optim']['lr']:g}"
+    curve = [(x["step"], x["top1"]) for x in run.metrics if x["split"] == "validation"]
+    init = run.config.init
+    start = init.inflation if init.path else "from scratch"
     reached = [next((step for step, top1 in curve if top1 >= level), None) for level in levels]
-    test = 100 * json.loads(scores[-1].read_text())["top1"]
-    return {"name": name, "seed": config["seed"], "reached": reached, "test": test}
+    return {
+        "name": f"{start}, lr {run.config.optim.lr:g}",
+        "seed": run.config.seed,
+        "reached": reached,
+        "test": 100 * read_json(evaluations[-1])["top1"],
+    }
 
 
 def table(runs: list[dict[str, Any]], levels: list[float]) -> str:
-    """Markdown: medians over the seeds, with each seed's step in brackets."""
+    """Returns a Markdown table: medians over the seeds, with each seed's step in brackets."""
     groups = defaultdict(list)
     for run in runs:
         groups[run["name"]].append(run)
@@ -48,14 +53,16 @@ def table(runs: list[dict[str, Any]], levels: list[float]) -> str:
 
 
 def _steps(reached: list[int | None]) -> str:
-    """A run that never got there counts as later than all."""
+    """Returns the median step and all steps; a run that never got there counts as the latest."""
     middle = statistics.median_high(step if step is not None else sys.maxsize for step in reached)
     each = ", ".join("never" if step is None else str(step) for step in reached)
     return f"{'never' if middle == sys.maxsize else middle} ({each})"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.reached", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.steps_to_accuracy", description=__doc__
+    )
     parser.add_argument("folder", type=Path, help="of a sweep, such as runs/transfer_digits/start")
     parser.add_argument("--accuracy", type=float, nargs="+", default=[0.5, 0.9])
     arguments = parser.parse_args(argv)
@@ -71,7 +78,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

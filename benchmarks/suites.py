@@ -1,4 +1,4 @@
-"""python -m vivit.benchmark SUITE: time, memory and multiply-adds of attention and of models.
+"""python -m benchmarks.suites SUITE: time, memory and multiply-adds of attention and of models.
 
 Every case runs in a process of its own, so that none can spoil the next: it is compiled, run once
 to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
@@ -27,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import vivit
-from vivit import benchmark_data, pretrained
+from benchmarks import data_suite
+from vivit import pretrained
 from vivit.attention import KERNELS, PATTERNS
 from vivit.cli import run_command
 from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
 from vivit.io import write_atomically
-from vivit.pretrained.export import WRITERS
+from vivit.pretrained.writers import WRITERS
 from vivit.registry import Registry
 
 # Matrix products a second in bfloat16, dense, of one chip, in TFLOP/s; from the makers' data
@@ -68,7 +69,7 @@ def model_case(mode: str, batch: int = 1, **fields: Any) -> Case:
 
 @SUITES.register("patterns")
 def every_pattern() -> Iterator[Case]:
-    """Every pattern on the grid of a 32 x 224 x 224 clip, dense and chunked."""
+    """Yields every pattern on the grid of a 32 x 224 x 224 clip, dense and chunked."""
     for name in PATTERNS:
         for kernel in ("dense", "chunked"):
             yield attention_case(name, kernel, GRIDS[0])
@@ -76,7 +77,7 @@ def every_pattern() -> Iterator[Case]:
 
 @SUITES.register("lengths")
 def joint_lengths() -> Iterator[Case]:
-    """Joint attention over 3,136, 12,544 and 50,176 tokens. The longest is compiled and not run: it
+    """Yields joint attention over 3,136, 12,544 and 50,176 tokens. The longest is only compiled: it
     takes minutes on a CPU. So is what needs more memory than the machine has."""
     for grid in GRIDS:
         for kernel in ("dense", "chunked"):
@@ -86,7 +87,7 @@ def joint_lengths() -> Iterator[Case]:
 
 @SUITES.register("models")
 def cpu_models() -> Iterator[Case]:
-    """Joint and factorised encoder B/16x2, one 32 x 224 x 224 clip, float32."""
+    """Yields joint and factorised encoder B/16x2, one 32 x 224 x 224 clip, float32."""
     for kernel in ("dense", "chunked"):
         for mode in ("forward", "train"):
             yield model_case(mode, family="factorised_encoder", kernel=kernel)
@@ -98,7 +99,7 @@ def cpu_models() -> Iterator[Case]:
 
 @SUITES.register("compile")
 def scanned_depths() -> Iterator[Case]:
-    """Trace and compile time of a scanned model of 4 and of 24 layers."""
+    """Yields the trace and compile time of a scanned model of 4 and of 24 layers."""
     for depth in (4, 24):
         case = model_case("train", family="joint", kernel="chunked", depth=depth, scan=True)
         yield {**case, "run": False}
@@ -106,7 +107,7 @@ def scanned_depths() -> Iterator[Case]:
 
 @SUITES.register("accelerator")
 def bfloat16_models() -> Iterator[Case]:
-    """Training steps in bfloat16 with the platform's kernel, at growing batches; for one GPU."""
+    """Yields training steps in bfloat16 at growing batches, with the platform's kernel; one GPU."""
     for family, size in (("joint", "B/16x2"), ("factorised_encoder", "B/16x2")):
         for batch in (8, 16, 32):
             yield _fused(family, size, batch)
@@ -119,12 +120,12 @@ def bfloat16_models() -> Iterator[Case]:
 
 @SUITES.register("weights")
 def weights_in_and_out() -> Iterator[Case]:
-    """Loading a B/16x2 joint model and writing it, for each format that has an export."""
+    """Yields loading and writing a B/16x2 joint model, for each format that has an export."""
     for form in WRITERS:
         yield {"kind": "weights", "form": form}
 
 
-SUITES.add("data", benchmark_data.cases)
+SUITES.add("data", data_suite.cases)
 
 
 def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
@@ -136,30 +137,31 @@ def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
 
 
 def measure(case: Case, *, repeats: int) -> dict[str, Any]:
-    """What one case takes. Times are medians over `repeats` runs after one that warms up."""
+    """Returns what one case takes; times are medians over `repeats` runs after a warm-up."""
     if case["kind"] == "weights":
         return measure_weights(case["form"])
     if case["kind"] == "data":
-        return benchmark_data.measure(case, repeats=repeats)
+        return data_suite.measure(case, repeats=repeats)
     function, arguments, work = KINDS[case["kind"]](case)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=work.get("donated", ())).lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
     memory = compiled.memory_analysis()
     result = {
-        "trace_seconds": traced - begun,
+        "trace_seconds": traced - started,
         "compile_seconds": done - traced,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "multiply_adds": work["multiply_adds"],
     }
-    need, there = memory.temp_size_in_bytes + 2 * memory.argument_size_in_bytes, _memory()
+    need, available = memory.temp_size_in_bytes + 2 * memory.argument_size_in_bytes, _memory()
     if case.get("run") is False:
         return result
-    if need > 0.8 * there:
-        return {**result, "not_run": f"needs {need / 1e9:.1f} GB of the {there / 1e9:.1f} GB here"}
+    if need > 0.8 * available:
+        reason = f"needs {need / 1e9:.1f} GB of this machine's {available / 1e9:.1f} GB"
+        return {**result, "not_run": reason}
     wall, cpu = _time(compiled, arguments, work, repeats=repeats)
     operations = 2 * work["passes"] * work["multiply_adds"]
     median = statistics.median(wall)
@@ -286,8 +288,8 @@ KINDS = {"attention": _attention, "model": _model}
 
 
 def run_case(case: Case, *, repeats: int, timeout: float = 1800) -> dict[str, Any]:
-    """A case's record, measured in a process of its own; with "error" where it failed."""
-    command = [sys.executable, "-m", "vivit.benchmark", "--case", json.dumps(case)]
+    """Returns a case's record, measured in a process of its own; with "error" if it failed."""
+    command = [sys.executable, "-m", "benchmarks.suites", "--case", json.dumps(case)]
     command += ["--repeats", str(repeats)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -300,8 +302,8 @@ def run_case(case: Case, *, repeats: int, timeout: float = 1800) -> dict[str, An
     return {"case": case, **json.loads(lines[-1])}
 
 
-def here() -> dict[str, str]:
-    """The machine that numbers were measured on."""
+def machine_info() -> dict[str, str]:
+    """Returns the machine that numbers were measured on."""
     device = jax.devices()[0]
     return {
         "date": datetime.date.today().isoformat(),
@@ -326,7 +328,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "file": lambda r: _megabytes(r.get("file_bytes")),
     "written in": lambda r: f"{r['write_seconds']:.1f} s" if "write_seconds" in r else "",
     "peak memory / file": lambda r: f"{r['peak_times_file']:.2f}" if "peak_times_file" in r else "",
-    **benchmark_data.COLUMNS,
+    **data_suite.COLUMNS,
     "": lambda r: r.get("error") or r.get("not_run") or "",
 }
 
@@ -339,7 +341,7 @@ def name_of(case: Case) -> str:
     if case["kind"] == "weights":
         return f"load {case['form']}, joint, B/16x2"
     if case["kind"] == "data":
-        return benchmark_data.name_of(case)
+        return data_suite.name_of(case)
     if case["kind"] == "attention":
         n = int(np.prod(case["grid"]))
         return f"{case['pattern']}, {case['kernel']}, N={n:,}, {case['dtype']}"
@@ -351,19 +353,19 @@ def name_of(case: Case) -> str:
 
 
 def table(records: list[dict], *, machine: dict[str, str], command: str) -> str:
-    """Markdown; columns that say nothing are left out."""
+    """Returns a Markdown table without columns that would be empty."""
     rows = [[name_of(r["case"]), *(column(r) for column in COLUMNS.values())] for r in records]
     heads = ["case", *COLUMNS]
     kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in rows)]
     lines = [[heads[i] for i in kept], ["---"] + ["---:"] * (len(kept) - 1)]
     lines += [[row[i] for i in kept] for row in rows]
-    said = ", ".join(f"{key} {value}" for key, value in machine.items())
+    description = ", ".join(f"{key} {value}" for key, value in machine.items())
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"`{command}`: {said}.\n\n{body}\n"
+    return f"`{command}`: {description}.\n\n{body}\n"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suites", description=__doc__)
     parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="(benchmark)")
@@ -380,8 +382,8 @@ def main(argv: list[str] | None = None) -> None:
     cases = [c for c in SUITES[arguments.suite]() if arguments.only in name_of(c)]
     if not cases:
         raise ValueError(f"no case of {arguments.suite} has {arguments.only!r} in its name")
-    machine, records = here(), []
-    command = f"python -m vivit.benchmark {arguments.suite} --repeats {arguments.repeats}"
+    machine, records = machine_info(), []
+    command = f"python -m benchmarks.suites {arguments.suite} --repeats {arguments.repeats}"
     run = partial(run_case, repeats=arguments.repeats)
     for case in cases:
         records.append(run(case))

@@ -1,0 +1,82 @@
+"""What a training run logs: metrics.jsonl, TensorBoard, a progress bar, and cost.json."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from vivit.cost import count_multiply_adds, count_parameters, count_tokens
+from vivit.io import write_atomically, write_json
+from vivit.model import ViViT
+
+
+class MetricsLog:
+    """The metrics of a run of `steps` training steps, in its folder.
+
+    A terminal shows a progress bar; elsewhere standard error gets one line per log step. The lines
+    that an interrupted run wrote after step `resumed_at` are removed, as the run repeats them.
+    """
+
+    def __init__(self, folder: Path, *, steps: int, resumed_at: int) -> None:
+        self._plain = not sys.stderr.isatty()
+        self._validation = ""
+        self._bar = tqdm(total=steps, initial=resumed_at, unit="step", disable=self._plain)
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= resumed_at]
+        write_atomically(path, "".join(kept))
+        self._file = open(path, "a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Logs the metrics of a split ("train", "validation") at a training step."""
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        shown = f"loss {values['loss']:.3f}, accuracy {values['top1']:.1%}"
+        if split == "validation":
+            self._validation = f", validation {values['top1']:.1%}"
+            self._say(f"step {step}: validation {shown}")
+            return
+        shown += f", {values['clips_per_second']:.0f} clips/s"
+        self._bar.set_postfix_str(f"{shown}{self._validation}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        self._say(f"step {step}/{self._bar.total}: {shown}")
+
+    def _say(self, line: str) -> None:
+        if self._plain:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+
+class NoLog:
+    """What the other processes of a run have for a log."""
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def write_cost(folder: Path, model: ViViT, compiled_step: Any, *, batch_size: int) -> None:
+    """Writes cost.json: counts of the model, and the memory of its compiled training step."""
+    memory = compiled_step.memory_analysis()
+    cost = {
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model),
+        "tokens": count_tokens(model),
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+        "batch_size": batch_size,
+        "devices": jax.device_count(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    write_json(folder / "cost.json", cost)

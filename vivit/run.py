@@ -1,0 +1,175 @@
+"""A training run's folder, opened: its config, model, parameters and data."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, UInt8
+
+import vivit
+from vivit.attention import KERNELS
+from vivit.checkpoint import Checkpoints
+from vivit.config import import_modules, read_workdir
+from vivit.data.pipeline import ViewLoader
+from vivit.data.settings import DataSettings
+from vivit.data.sources import open_split
+from vivit.data.split import Split
+from vivit.data.views import make_crop
+from vivit.io import read_json
+from vivit.model import ViViT
+from vivit.model.settings import ModelSettings
+from vivit.settings import Config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that vivit.train made. What it holds is read when it is first used.
+
+    checkpoint: "best" (by validation), "latest" or a training step.
+    split: the split of the data set that `clips` reads.
+    """
+
+    workdir: str | Path
+    checkpoint: str = "best"
+    split: str = "test"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.workdir)
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's config. Raises ValueError if the folder holds no run."""
+        return read_workdir(self.workdir)
+
+    @cached_property
+    def model(self) -> ViViT:
+        """The run's model, with a kernel that this machine has: see `build_for_inference`."""
+        import_modules(self.config.imports)
+        return build_for_inference(self.config.model)
+
+    @cached_property
+    def step(self) -> int:
+        """The training step of the checkpoint. Raises ValueError that lists those that exist."""
+        with Checkpoints(self.folder / "checkpoints") as checkpoints:
+            return checkpoints.resolve(self.checkpoint)
+
+    @cached_property
+    def params(self) -> Any:
+        """The checkpoint's parameters as NumPy arrays: the averaged ones, if the run averages."""
+        with Checkpoints(self.folder / "checkpoints") as checkpoints:
+            return checkpoints.read_params(self.step)
+
+    @cached_property
+    def data(self) -> Split:
+        """The split. Raises ValueError if the model does not fit its clips and classes."""
+        import_modules(self.config.imports)
+        split = open_split(self.config.data, self.split)
+        check_split(split, self.config.model, self.config.data)
+        return split
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl: "step", "split" and the values at that training step."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was trained to its last step."""
+        return bool(self.metrics) and self.metrics[-1]["step"] == self.config.train.steps
+
+    def scores(self, *, step: int, views: str = "") -> dict[str, Any] | None:
+        """Returns what vivit.evaluate wrote of a checkpoint on the split, or None."""
+        path = evaluation_path(self.folder, split=self.split, step=step, views=views)
+        return read_json(path) if path.exists() else None
+
+    def clips(
+        self, indices: list[int]
+    ) -> tuple[UInt8[np.ndarray, "B F H W 3"], Int[np.ndarray, " B"]]:
+        """Returns clips of the split as the model gets them, a central view of each, and labels.
+
+        Raises ValueError for a clip that cannot be read.
+        """
+        frames, height, width = self.config.model.clip
+        settings = self.config.data
+        settings = replace(settings, views=settings.views.centre())
+        load = ViewLoader(settings, self.data, frames)
+        examples = [load(index) for index in indices]
+        for index, example in zip(indices, examples, strict=True):
+            if not example["valid"]:
+                name = self.data.reader.name(index)
+                raise ValueError(f"{name} cannot be read; choose another clip")
+        crop = make_crop(settings.views, self.data, (height, width))
+        clips = jnp.stack([example["clips"][0] for example in examples])
+        extents = jnp.stack([example["extents"] for example in examples])
+        labels = np.array([example["labels"] for example in examples])
+        return np.asarray(crop(clips, extents, 0.5)), labels
+
+    def one_of_each_class(self, limit: int) -> list[int]:
+        """Returns the first clip of each class, then the next clips, up to `limit` indices."""
+        split = self.data
+        first: dict[int, int] = {}
+        for index in range(min(len(split), 64 * len(split.class_names))):
+            first.setdefault(split.label_of(index), index)
+        chosen = [first[key] for key in sorted(first)]
+        return (chosen + [i for i in range(len(split)) if i not in chosen])[:limit]
+
+
+def evaluation_path(folder: Path, *, split: str, step: int, views: str = "") -> Path:
+    """Returns where the scores of a checkpoint on a split are kept."""
+    return folder / "eval" / f"{split}_{step:08d}{'_' if views else ''}{views}.json"
+
+
+def build_for_inference(settings: ModelSettings) -> ViViT:
+    """Returns a model that computes what these settings say on this machine.
+
+    A kernel that cannot run, such as a TPU's on a CPU, is replaced by the equal "chunked", and the
+    log says so.
+    """
+    try:
+        return vivit.build(settings)
+    except ValueError as error:
+        if not KERNELS[settings.kernel].softmax:
+            raise
+        try:
+            model = vivit.build(replace(settings, kernel="chunked"))
+        except ValueError:  # the kernel is not what is wrong
+            raise error from None
+        log.info('using kernel "chunked", which is equal: %s', error)
+        return model
+
+
+def check_split(split: Split, model: ModelSettings, data: DataSettings) -> None:
+    """Raises ValueError if a model does not fit the clips and classes of a split."""
+    problems = []
+    if len(split.class_names) != model.classes:
+        problems.append(
+            f"label {split.label!r} needs model.classes={len(split.class_names)}, "
+            f"not {model.classes}"
+        )
+    size = model.clip[1:]
+    if split.smallest < max(size) and not data.enlarge:
+        problems.append(
+            f"model.clip={model.clip} is larger than the smallest frame, whose short side is "
+            f"{split.smallest} pixels; lower it, or set data.enlarge=True"
+        )
+    if data.canvas is not None and min(data.canvas) < max(size):
+        problems.append(f"data.canvas={data.canvas} is smaller than the crop {size}")
+    if problems:
+        raise ValueError(f"{split.name}: {'; '.join(problems)}")
+
+
+def check_batch_size(batch_size: int, devices: int, *, clips: int | None = None) -> None:
+    """Raises ValueError if a batch cannot be split over the devices, or has more than all clips."""
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(f"data.batch_size={batch_size} is not a multiple of the {devices} devices")
+    if clips is not None and batch_size > clips:
+        raise ValueError(f"data.batch_size={batch_size} is larger than the {clips} training clips")

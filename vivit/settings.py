@@ -1,0 +1,111 @@
+"""The schema of a whole config. No JAX: configs and tools read it without an accelerator.
+
+Each part is a frozen dataclass next to its owner; the parts whose owner is a single file are in
+this one. Fields, types and defaults are listed once, in these classes; `configs/common.py` is made
+from them.
+"""
+
+from dataclasses import dataclass, field
+
+from vivit.data.settings import AugmentSettings, DataSettings
+from vivit.mesh import FSDP
+from vivit.model.settings import ModelSettings
+from vivit.pretrained.settings import InitSettings
+
+Rule = tuple[str, tuple[str | None, ...]]
+RULES: tuple[Rule, ...] = (
+    (r"(query|key|value)/kernel$", (FSDP, None, None)),
+    (r"attention_\w+/out/kernel$", (None, None, FSDP)),
+    (r"mlp/\w+/kernel$", (FSDP, None)),
+)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The schema of `config.optim`, for `vivit.optim.make_optimizer`.
+
+    name: of OPTIMIZERS, with its options: "adamw(b2=0.98, weight_decay=0.1)".
+    lr: the learning rate after warm-up.
+    schedule: a name of SCHEDULES, with its options: "cosine(floor=1e-5)".
+    warmup_steps: over which the learning rate grows linearly to `lr`.
+    clip_norm: global norm to which gradients are clipped, after the mean over all devices; 0 or
+        None does not clip.
+    layer_decay: the learning rate of each layer over that of the next one; the head has `lr`.
+    freeze: regexes of paths, such as "stage_0/layer_[0-5]/": parameters in whose path one is found
+        keep their values, have no optimiser state and do not count in the norm.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float | None = 1.0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The schema of `config.train`.
+
+    steps, log_every, eval_every, checkpoint_every: in training steps, each at least 1.
+    keep_checkpoints: the newest ones to keep; the one with the best validation score stays too.
+    label_smoothing: share of the target that is spread over all classes; 1512.00567, section 7.
+    average_decay: of an exponential moving average of the parameters, which evaluation then uses;
+        None for none.
+    """
+
+    steps: int = 500
+    log_every: int = 20
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    label_smoothing: float = 0.0
+    average_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        names = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        problems = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) < 1]
+        if problems:
+            raise ValueError(f"{', '.join(problems)} must be at least 1")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"train.label_smoothing={self.label_smoothing} is not in [0, 1]")
+        if self.average_decay is not None and not 0 <= self.average_decay < 1:
+            raise ValueError(f"train.average_decay={self.average_decay} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """The schema of `config.parallel`, for `vivit.parallel.make_parallel`.
+
+    mode: a name of MODES. data, fsdp, sequence: devices along each axis of the mesh: data and fsdp
+        split the clips, sequence splits the tokens of each clip, for kernels over devices ("ring",
+        "ulysses"). data=-1 takes all devices that are left.
+    rules: (regex of an array's path, mesh axes of the array's last dimensions); the first rule
+        whose regex is found in the path counts, and arrays without one are replicated.
+    """
+
+    mode: str = "jit"
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    rules: tuple[Rule, ...] = RULES
+
+
+@dataclass(frozen=True)
+class Config:
+    """The schema of a run's config.
+
+    seed: of initial parameters, the order of training clips, augmentation and dropout.
+    imports: modules to import first; they may register patterns, sizes, data sets and so on.
+    """
+
+    seed: int = 0
+    imports: tuple[str, ...] = ()
+    model: ModelSettings = ModelSettings(clip=(16, 32, 32), classes=8)
+    init: InitSettings = field(default_factory=InitSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings = TrainSettings()
+    parallel: ParallelSettings = ParallelSettings()
