@@ -1,6 +1,7 @@
 """python docs/attention.py: draws every pattern and fills the tables of docs/attention.md.
 
-Pictures are drawn from the patterns themselves, and measured costs come from docs/benchmark/.
+Pictures are drawn from the patterns themselves, that of the README from the README's code, and
+measured costs come from docs/benchmark/.
 """
 
 import json
@@ -14,17 +15,21 @@ from vivit.attention import PATTERNS
 from vivit.attention.kernels import dense
 
 DOCS = Path(__file__).parent
-GRID = (3, 6, 6)  # steps, rows, columns of the pictures
+GRID = (3, 6, 6)  # time steps, rows, columns of the pictures
 QUERY = (1, 2, 3)
 CELL, GAP = 7, 6
+PAGES = {  # which measurements of docs/benchmark/ each page has
+    "attention.md": ("lengths", "compile"),
+    "data.md": ("data",),
+    "pretrained.md": ("weights",),
+}
 
 # The options that the pictures are drawn with, where the default is too large for them.
-DRAWN = {"window": "window(3, 3, 3)", "neighbourhood": "neighbourhood(3, 3, 3)"}
+OPTIONS = {"window": "window(3, 3, 3)", "neighbourhood": "neighbourhood(3, 3, 3)"}
 COST = {  # numbers of scores of one head; S = Y·X
     "joint": "(T·S)²",
     "space": "T·S²",
     "time": "S·T²",
-    "divided_time": "S·T²",
     "split_heads": "(T·S² + S·T²) / 2",
     "height": "T·X·Y²",
     "width": "T·Y·X²",
@@ -40,15 +45,14 @@ COST = {  # numbers of scores of one head; S = Y·X
 WHEN = {
     "joint": "Short clips, or the best accuracy that memory allows; every ablation's reference.",
     "space": "First stage of a factorised encoder; start from an image model.",
-    "time": "Beside or after `space`: motion at a place, cheap for long clips.",
-    "divided_time": "TimeSformer's weights, or `time` in a model with one class token a clip.",
+    "time": "Next to or after `space`: motion at one position, cheap for long clips.",
     "split_heads": "Both axes at the parameters of one attention.",
     "height": "Large frames, where S² is too much; with `width` (and `time`): axial attention.",
     "width": "See `height`.",
-    "causal_time": "Streaming: a step's result doesn't wait for later ones.",
-    "dilated_time": "Many steps with slow change; alternate with `time`.",
-    "strided_time": "Many steps: all queries, fewer keys.",
-    "trajectory": "Motion that leaves its place: tokens follow what they match; the dearest.",
+    "causal_time": "Streaming: a time step's result does not wait for later ones.",
+    "dilated_time": "Many time steps with slow change; alternate with `time`.",
+    "strided_time": "Many time steps: all queries, fewer keys.",
+    "trajectory": "Motion across the frame: tokens follow what they match; the most expensive.",
     "window": "Large grids at linear cost, shifted every other layer; Video Swin's bias.",
     "neighbourhood": "Large grids at linear cost, without the edges of windows.",
     "local": "First half of TimeSformer's local-global pair.",
@@ -56,25 +60,26 @@ WHEN = {
 }
 
 
-def seen(name: str) -> np.ndarray:
-    """[head, T, Y, X]: which keys the query of the picture sees, in two heads, in layer 0."""
+def visible(name: str) -> np.ndarray:
+    """Returns [head, T, Y, X]: whether the query sees each key, in two heads of layer 0."""
     pattern, (t, y, x) = PATTERNS[name], GRID
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, t, y * x, 2, 4)), jnp.float32) for _ in range(3))
     marks = jnp.eye(t * y * x).reshape(1, t, y * x, 1, -1)
     marks = jnp.broadcast_to(marks, (1, t, y * x, 2, t * y * x))
-    told = {
+    parameters = {
         key: jnp.asarray(rng.normal(size=shape), jnp.float32)
         for key, (shape, _) in pattern.parameters(2, 4, **pattern.options).items()
     }
-    out = pattern(q, k, marks, dense, space=(y, x), layer=0, values=v, **told)
+    out = pattern(q, k, marks, dense, space=(y, x), layer=0, values=v, **parameters)
     step, row, column = QUERY
     return np.asarray(out[0, step, row * x + column] > 0).reshape(2, t, y, x)
 
 
 def draw(name: str) -> str:
-    """An SVG: steps side by side, the query dark, what it sees blue (or orange in one head)."""
-    heads = seen(DRAWN.get(name, name))
+    """Returns an SVG: time steps next to each other, the query black, what it sees blue, or orange
+    if only the second head sees it."""
+    heads = visible(OPTIONS.get(name, name))
     t, y, x = GRID
     width, height = t * x * CELL + (t - 1) * GAP, y * CELL
     cells = []
@@ -89,28 +94,30 @@ def draw(name: str) -> str:
         cells.append(
             f'<rect x="{left}" y="{top}" width="{CELL - 1}" height="{CELL - 1}" fill="{colour}"/>'
         )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     return head + "".join(cells) + "</svg>\n"
 
 
 def measured() -> dict[tuple[str, str], dict]:
-    """(pattern, kernel) -> the record of docs/benchmark/patterns.json."""
+    """Returns (pattern, kernel) -> the record of docs/benchmark/patterns.json."""
     records = json.loads((DOCS / "benchmark" / "patterns.json").read_text())["records"]
     return {(r["case"]["pattern"], r["case"]["kernel"]): r for r in records}
 
 
 def pattern_table() -> str:
+    """Returns the table of all patterns, in Markdown."""
     records = measured()
     lines = [
-        "| pattern | who sees whom | scores a head | CPU s, dense / chunked | MB, dense / chunked "
-        "| paper | when |",
+        "| pattern | who sees whom | scores per head | CPU s, dense / chunked "
+        "| MB, dense / chunked | paper | when |",
         "|---|---|---|---:|---:|---|---|",
     ]
-    for name in PATTERNS:
+    for name in COST:
         both = [records[name, kernel] for kernel in ("dense", "chunked")]
         seconds = " / ".join(f"{r['cpu_seconds']:.2f}" if "cpu_seconds" in r else "-" for r in both)
         megabytes = " / ".join(f"{r['temporary_bytes'] / 1e6:,.0f}" for r in both)
-        papers = re.findall(r"\d{4}\.\d{5}", PATTERNS[name].mix.__doc__)
+        papers = re.findall(r"\d{4}\.\d{5}", PATTERNS[name].mix.__doc__ or "")
         paper = f"[{papers[0]}](https://arxiv.org/abs/{papers[0]})"
         picture = f"![{name}](patterns/{name}.svg)"
         lines.append(
@@ -120,8 +127,16 @@ def pattern_table() -> str:
     return "\n".join(lines)
 
 
+def pattern_of_readme() -> str:
+    """Runs the README's pattern, which registers it, and returns its name."""
+    readme = (DOCS.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*@pattern.*?)```", readme, re.DOTALL)
+    exec(code, {})
+    return re.findall(r'@pattern\("(\w+)"', code)[0]
+
+
 def fill(text: str, mark: str, content: str) -> str:
-    """Replaces what stands between <!-- mark --> and <!-- /mark -->."""
+    """Returns a page with `content` between <!-- mark --> and <!-- /mark -->."""
     pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
     filled, count = re.subn(pattern, lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL)
     assert count == 1, mark
@@ -129,15 +144,18 @@ def fill(text: str, mark: str, content: str) -> str:
 
 
 def main() -> None:
-    for name in PATTERNS:
+    for name in [*COST, pattern_of_readme()]:
         (DOCS / "patterns" / f"{name}.svg").write_text(draw(name))
+    for name, suites in PAGES.items():
+        text = (DOCS / name).read_text()
+        for suite in suites:
+            text = fill(text, suite, (DOCS / "benchmark" / f"{suite}.md").read_text().strip())
+        (DOCS / name).write_text(text)
     page = DOCS / "attention.md"
     text = fill(page.read_text(), "patterns", pattern_table())
-    for suite in ("lengths", "compile"):
-        text = fill(text, suite, (DOCS / "benchmark" / f"{suite}.md").read_text().strip())
     machine = json.loads((DOCS / "benchmark" / "patterns.json").read_text())
-    said = ", ".join(f"{key} {value}" for key, value in machine["machine"].items())
-    page.write_text(fill(text, "machine", f"`{machine['command']}`: {said}."))
+    described = ", ".join(f"{key} {value}" for key, value in machine["machine"].items())
+    page.write_text(fill(text, "machine", f"`{machine['command']}`: {described}."))
 
 
 if __name__ == "__main__":
