@@ -218,7 +218,7 @@ WRONG = [
     ({"remat": "all"}, "unknown remat 'all'"),
     ({"clip": (5, 8, 8)}, "frames=5 is not a multiple of the tubelet's 2; use 4"),
     ({"clip": (4, 9, 8)}, "height=9 is not a multiple of the tubelet's 4; use 8"),
-    ({"clip": (4, 8)}, r"model.clip=\(4, 8\) must be \(a whole number, a whole number, a whole"),
+    ({"clip": (4, 8)}, r"model.clip=\(4, 8\) must be 3 values: a whole number, a whole number"),
     ({"heads": 3}, "width=8 is not a multiple of heads=3; use 6"),
     ({"width": "8"}, "model.width='8' must be a whole number"),
     ({"classes": -1}, "classes=-1 must be at least 1"),

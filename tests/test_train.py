@@ -170,8 +170,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.optim.lrr=3", '"lr" instead of "lrr"'),
-        ("--config.optm.lr=3", '"optim" instead of "optm"'),
+        ("--config.optim.lrr=3", "no key 'optim.lrr'; did you mean optim.lr"),
+        ("--config.optm.lr=3", "no key 'optm.lr'; did you mean optim.lr"),
+        ("--config.steps=3", "no key 'steps'; did you mean train.steps"),
+        ("--config.model.foo=3", "no key 'model.foo'; known: model.clip, model.classes"),
+        ("--config.model.claps=3", "no key 'model.claps'; did you mean model.clip"),
         ("--config.train.steps=many", "invalid literal for int"),
         ("--config.train.steps=3.5", "invalid literal for int"),
         ("--config.train.label_smoothing=2", r"train.label_smoothing=2.0 is not in \[0, 1\]"),
@@ -180,9 +183,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused(override, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=message):
         read_config(CONFIG, [override])
-    assert "a key of configs/common.py and a value of its type" in str(error.value)
 
 
 def test_stages_of_ones_own_train_and_open_again(tmp_path, tiny_config):
@@ -244,7 +246,7 @@ def test_a_checkpoint_of_another_model_lists_what_differs(tiny_run, tiny_config)
             checkpoints.restore(6, state)
     text = str(error.value)
     assert "missing: params/stage_0/layer_1/mlp/up/kernel (8, 16)" in text
-    assert "params/head/kernel: (16, 8) there, (8, 8) in the model" in text
+    assert "params/head/kernel: (16, 8) in the file, (8, 8) in the model" in text
     assert sorted(tiny_run.rglob("*")) == before
 
 

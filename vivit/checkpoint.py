@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the train state, the data's position and the config, by orbax."""
+"""Checkpoints of a run: its training state, the data's position and the config, by Orbax."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 class Checkpoints:
     """The checkpoints in a folder: the newest `keep`, and the one with the best `best` metric.
 
-    Saving is asynchronous; a checkpoint is there entirely or not at all.
+    Saving is asynchronous; a checkpoint exists entirely or not at all.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2, best: str = "top1") -> None:
@@ -45,7 +45,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, data: dict, config: dict, metrics: dict[str, float] | None
     ) -> None:
-        """Begins to write a checkpoint; `metrics` are of a validation at this step, if any."""
+        """Starts to write a checkpoint; metrics: of a validation at this step, or None."""
         if step in self._manager.all_steps():
             return
         saved = self._manager.save(
@@ -62,9 +62,9 @@ class Checkpoints:
             raise RuntimeError(f"step {step} was not saved; the newest is {self.latest()}")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        """The state, placed and typed as the arrays of `like`, and the data's position.
+        """Returns the state, placed and typed as the arrays of `like`, and the data's position.
 
-        ValueError lists every array that is missing, unexpected or of another shape.
+        Raises ValueError that lists every array that is missing, unexpected or of another shape.
         """
         saved = self._manager.item_metadata(step)["state"]
         _check_same(_shapes(saved), _shapes(like), f"checkpoint {step} in {self.folder}")
@@ -80,8 +80,10 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
     def read_params(self, step: int) -> Any:
-        """The parameters of a checkpoint as numpy arrays, without the model that they belong to:
-        the averaged ones, where it has them. The rest of the state is not read."""
+        """Returns the parameters of a checkpoint as NumPy arrays: the averaged ones, if it has any.
+
+        The model is not needed, and the rest of the state is not read.
+        """
         saved = self._manager.item_metadata(step)["state"]
         name = "averaged" if saved.get("averaged") else "params"
         wanted = {
@@ -98,10 +100,14 @@ class Checkpoints:
         return read[name]
 
     def latest(self) -> int | None:
+        """Returns the newest step, or None."""
         return self._manager.latest_step()
 
     def resolve(self, name: str) -> int:
-        """The step of "latest", "best" or a number. ValueError lists the steps there are."""
+        """Returns the step of "latest", "best" or a number.
+
+        Raises ValueError that lists the steps that exist.
+        """
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise ValueError(f"no checkpoint in {self.folder}; train one with vivit.train")
@@ -112,7 +118,8 @@ class Checkpoints:
             scored = {step: m[self._best] for step, m in metrics.items() if self._best in m}
             if not scored:
                 raise ValueError(
-                    f"no checkpoint in {self.folder} has a score; use latest or {steps}"
+                    f"no checkpoint in {self.folder} has a score yet; choose the checkpoint "
+                    f"latest or one of {steps}"
                 )
             return max(scored, key=lambda step: (scored[step], step))
         if name.isdigit() and int(name) in steps:
@@ -142,7 +149,7 @@ def _check_same(saved: dict[str, tuple], wanted: dict[str, tuple], what: str) ->
     lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - saved.keys())]
     lines += [f"unexpected: {name} {saved[name]}" for name in sorted(saved.keys() - wanted.keys())]
     lines += [
-        f"{name}: {saved[name]} there, {wanted[name]} in the model"
+        f"{name}: {saved[name]} in the file, {wanted[name]} in the model"
         for name in sorted(wanted.keys() & saved.keys())
         if wanted[name] != saved[name]
     ]

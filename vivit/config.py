@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -74,7 +75,15 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
     Raises ValueError for a file that cannot be read, an unknown key or a value of a wrong type.
     """
     if not Path(file).exists():
-        raise ValueError(f"no config file {file!r}; configs/ has some")
+        known = sorted(map(str, Path(file).parent.glob("*.py")))
+        close = get_close_matches(file, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "configs/ has some"
+        raise ValueError(f"no config file {file!r}; {hint}")
+    _check_keys(_load(file, ()), overrides)
+    return as_config(_load(file, overrides))
+
+
+def _load(file: str, overrides: Sequence[str]) -> ConfigDict:
     values = flags.FlagValues()
     argv = ["vivit", f"--config={file}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -82,24 +91,47 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
         values(argv)
         config = values["config"].value
         getattr(config, "seed", None)  # a file that failed to load raises its error at first use
-        if isinstance(config, ConfigDict):
-            return as_config(config)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'")
+        reason = str(error).strip('"').replace("\\n", " ").replace("\\'", "'")
+        raise ValueError(f"config {file}: {reason}{renamed([reason])}") from error
+    if not isinstance(config, ConfigDict):
         raise ValueError(
-            f"config {file} {' '.join(overrides)}: {reason}\n{renamed([*overrides, reason])}"
-            "Write --config.KEY=VALUE with a key of configs/common.py and a value of its type."
-        ) from error
-    raise ValueError(
-        f"get_config() of {file} returns a {type(config).__name__}; return a ConfigDict"
-    )
+            f"get_config() of {file} returns a {type(config).__name__}; return a ConfigDict"
+        )
+    return config
+
+
+def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Raises ValueError that lists the overrides whose key a config does not have."""
+    known = list(_keys(config))
+    last = {key.rsplit(".", 1)[-1]: key for key in known}
+    problems = []
+    for key in (word.removeprefix("--config.").partition("=")[0] for word in overrides):
+        if key in known:
+            continue
+        close = get_close_matches(key, known, n=1, cutoff=0.8)
+        match = last.get(key.rsplit(".", 1)[-1]) or (close[0] if close else None)
+        section = key.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == section] or list(config)
+        hint = f"did you mean {match}?" if match else f"known: {', '.join(siblings)}"
+        problems.append(f"no key {key!r}{renamed([key]) or f'; {hint}'}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _keys(config: ConfigDict, at: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}"
 
 
 def renamed(texts: Iterable[str]) -> str:
-    """Returns a line on what keys of 0.1.0 that some texts mention are called now, or ""."""
+    """Returns what keys of 0.1.0 that some texts mention are called now, or ""."""
     joined = " ".join(texts)
     mentioned = [f"{old} is now {new}" for old, new in RENAMED.items() if old in joined]
-    return f"{'; '.join(mentioned)}\n" if mentioned else ""
+    return f": {'; '.join(mentioned)}" if mentioned else ""
 
 
 def import_modules(names: Iterable[str]) -> None:

@@ -12,17 +12,17 @@ from vivit.model import ViViT
 
 
 def count_parameters(model: ViViT) -> int:
-    """Numbers in the model's parameters."""
+    """Returns how many numbers the parameters of a model are."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
 
 
 def count_tokens(model: ViViT) -> int:
-    """Tokens of the space-time grid, class tokens not counted."""
+    """Returns the tokens of the space-time grid, without class tokens and registers."""
     return math.prod(model.config.grid)
 
 
 def count_multiply_adds(model: ViViT) -> int:
-    """Multiply-adds of all matrix products in the forward pass of one clip, from their shapes.
+    """Returns the multiply-adds of all matrix products in the forward pass of one clip.
 
     Norms, softmax and gelu are not counted; XLA's own count has them, and counts a multiply-add
     as two operations. The kernel is the dense one: the others compute the same products, and
@@ -36,12 +36,12 @@ def count_multiply_adds(model: ViViT) -> int:
 
 
 def count_products(function: Callable, *shapes: Any) -> int:
-    """Multiply-adds of all matrix products of a function of arrays with these shapes."""
+    """Returns the multiply-adds of all matrix products of a function of arrays of these shapes."""
     return _products(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
 def abstract_params(model: ViViT) -> Any:
-    """Shapes and dtypes of a model's parameters."""
+    """Returns the shapes and dtypes of the parameters of a model."""
     clips = jnp.zeros((1, *model.config.clip, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), clips))["params"]
 

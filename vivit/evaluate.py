@@ -100,7 +100,7 @@ def parse_views(text: str) -> dict[str, int]:
     """Returns the fields of ViewsSettings that "4x3" stands for."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match:
-        raise ValueError(f"--views={text} is not like 4x3: clips of a video x crops of each")
+        raise ValueError(f"--views={text} must be like 4x3: 4 clips of each video in 3 crops")
     return {"temporal": int(match[1]), "spatial": int(match[2])}
 
 
@@ -142,8 +142,9 @@ def _show(result: dict[str, Any], path: Path) -> None:
     for row in result["per_class"]:
         recall, precision = percent(row["recall"]), percent(row["precision"])
         print(f"{row['class']:16} {row['clips']:6} {recall:>8} {precision:>9}")
+    top5 = f", top-5 {result['top5']:.2%}" if len(result["per_class"]) > 5 else ""
     print(
-        f"{result['split']}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, "
+        f"{result['split']}: top-1 {result['top1']:.2%}{top5}, "
         f"loss {result['loss']:.4f} over {result['clips']} clips in {result['views']} views "
         f"(step {result['step']}) -> {path}"
     )

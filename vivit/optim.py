@@ -86,7 +86,7 @@ def warmup_cosine(*, lr: float, warmup_steps: int, steps: int, floor: float = 0.
     Raises ValueError for a warm-up as long as the training, and a floor above lr.
     """
     if not 0 <= warmup_steps < steps:
-        raise ValueError(f"{warmup_steps=} must be at least 0 and less than train.steps={steps}")
+        raise ValueError(f"optim.{warmup_steps=} must be at least 0 and less than train.{steps=}")
     if not 0 <= floor <= lr:
         raise ValueError(f"{floor=} of schedule 'cosine' must be between 0 and {lr=}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop."""
+    """Whether a signal requested that this process stops."""
 
     requested: bool = False
 

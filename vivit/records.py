@@ -111,7 +111,7 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return f"a list of {_describe(arguments[0])}"
-        return f"({', '.join(map(_describe, arguments))})"
+        return f"{len(arguments)} values: {', '.join(map(_describe, arguments))}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
     return names.get(hint, "a mapping" if origin else getattr(hint, "__name__", str(hint)))
 

@@ -58,6 +58,7 @@ class Run:
     @cached_property
     def step(self) -> int:
         """The training step of the checkpoint. Raises ValueError that lists those that exist."""
+        _ = self.config  # a folder without a run is refused, and left as it is
         with Checkpoints(self.folder / "checkpoints") as checkpoints:
             return checkpoints.resolve(self.checkpoint)
 
@@ -98,6 +99,9 @@ class Run:
 
         Raises ValueError for a clip that cannot be read.
         """
+        wrong = [index for index in indices if not 0 <= index < len(self.data)]
+        if wrong:
+            raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
         frames, height, width = self.config.model.clip
         settings = self.config.data
         settings = replace(settings, views=settings.views.centre())

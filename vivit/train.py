@@ -5,6 +5,7 @@ parameters, to the bit, as one that was never interrupted.
 """
 
 import argparse
+import logging
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -35,6 +36,8 @@ from vivit.preemption import stop_signals
 from vivit.pretrained.start import load_for_run
 from vivit.run import check_batch_size, check_split
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Any, workdir: str | Path) -> TrainState:
@@ -99,12 +102,15 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         first = jax.process_index() == 0
         log = MetricsLog(folder, steps=steps, resumed_at=start) if first else NoLog()
         stack.enter_context(closing(log))
+        if newest is not None:
+            logger.info("resuming from training step %d", start)
         if start == steps:
             return state
         batches = train_batches(
             config.data, train_split, frames=frames, seed=config.seed, start=start, **of_process
         )
         stack.enter_context(closing(batches))
+        logger.info("%d training clips; compiling the training step", len(train_split))
         batch = parallel.put(next(batches))
         run_step = parallel.train(train_step, state).lower(state, batch).compile()
         if first:
@@ -178,6 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     step = int(train(config, arguments.workdir).step)
     if step < config.train.steps:
         sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
+    print(f"trained to step {step}; python -m vivit.evaluate --workdir={arguments.workdir}")
 
 
 if __name__ == "__main__":

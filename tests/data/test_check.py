@@ -69,7 +69,7 @@ def test_the_command_writes_json_a_page_and_hashes(messy, capsys):
     with pytest.raises(SystemExit):  # two splits share a clip
         main(["check", str(messy / "m.csv"), "--frames=16", f"--write-hashes={messy}/hashed.csv"])
     out = capsys.readouterr().out
-    assert "11 clips, 6 with nothing to report" in out
+    assert "11 clips, 6 good" in out
     assert "shared between splits: 1 groups" in out
     report = json.loads((messy / "m.check.json").read_text())
     assert report["kinds"]["missing"] == 1

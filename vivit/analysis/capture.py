@@ -21,7 +21,7 @@ from vivit.model.attention import CAPTURED, make_attend
 from vivit.model.layout import Layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attention:
     """One attention of one block, on its stage's grid.
 
@@ -41,6 +41,9 @@ class Attention:
     soft_cap: float = 0.0
     context: Mapping[str, Any] = field(default_factory=dict)
     source: Float[Array, "B T S P"] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: queries {self.q.shape}>"
 
     @property
     def name(self) -> str:
@@ -107,7 +110,7 @@ class Attention:
         return jnp.moveaxis(sent, 2, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttentionMaps:
     """What a model attended to in some clips.
 
@@ -125,6 +128,10 @@ class AttentionMaps:
     weights_of_readout: tuple[Array | None, ...]
     sizes: tuple[Array | None, ...]
     sources: Mapping[tuple[int, int], Array]
+
+    def __repr__(self) -> str:
+        names = ", ".join(attention.name for attention in self.attentions)
+        return f"<attention maps of {self.logits.shape[0]} clips: {names}>"
 
     def of(self, *, pattern: str | None = None, stage: int | None = None) -> list[Attention]:
         """Returns the attentions of a pattern ("window", with or without options) or of a stage.

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vivit.analysis.film", description=__doc__)
     parser.add_argument("--workdir", required=True, help="the folder of a run")
     parser.add_argument("--video", required=True)
-    parser.add_argument("--out", help="an .mp4 file; beside the run's checkpoints")
+    parser.add_argument("--out", help="an .mp4 file; default: in the run's folder")
     parser.add_argument("--split", default="validation", help="any split of the run's data set")
     show_log()
     arguments = parser.parse_args(argv)

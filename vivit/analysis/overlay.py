@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 def heat_on_frames(
     heat: Float[np.ndarray, "T S"], *, grid: tuple[int, int, int], clip: tuple[int, int, int]
 ) -> Float[np.ndarray, "F H W"]:
-    """A map of the grid (T, rows, columns), stretched to the frames of a clip (F, H, W).
+    """Returns a map of the grid (T, rows, columns), stretched to the frames of a clip (F, H, W).
 
     Constant over the frames of a tubelet, linear between the centres of places.
     """
@@ -27,7 +27,7 @@ def overlay(
     opacity: float = 0.6,
     colours: str = "inferno",
 ) -> UInt8[np.ndarray, "F H W 3"]:
-    """Frames with a heat map over them, whose opacity grows with the heat.
+    """Returns frames with a heat map over them, whose opacity grows with the heat.
 
     The heat is scaled by the largest value of the whole clip, so that frames can be compared.
     """

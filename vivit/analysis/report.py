@@ -210,9 +210,9 @@ def _summary(scores: dict[str, Any], workdir: Path) -> list[tuple[str, str]]:
     model, data = scores["config"]["model"], scores["data"]
     rows = [
         ("top-1 accuracy", f"{scores['top1']:.2%} of {scores['clips']} {scores['split']} clips"),
-        ("top-5 accuracy", f"{scores['top5']:.2%}"),
+        ("views", f"{scores['views']} (clips x crops of each video)"),
         ("loss", f"{scores['loss']:.4f} nats"),
-        ("checkpoint", f"{workdir.name}, step {scores['step']}"),
+        ("run", f"{workdir.name}, checkpoint of step {scores['step']}"),
         ("family", f"{model['family']}, {model['kernel']} attention, {model['readout']} readout"),
         ("data", f"{data['name']} {data['version']}, label {data['label']}"),
         ("data digest", data["digest"][:16]),

@@ -48,8 +48,8 @@ class ViewsSettings:
     def __post_init__(self) -> None:
         if self.temporal < 1 or self.spatial not in (1, 3):
             raise ValueError(
-                f"data.views: temporal={self.temporal} must be at least 1, and "
-                f"spatial={self.spatial} 1 or 3"
+                f"data.views.temporal={self.temporal} must be at least 1, and "
+                f"data.views.spatial={self.spatial} must be 1 or 3"
             )
 
     def centre(self) -> "ViewsSettings":

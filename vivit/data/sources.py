@@ -108,7 +108,7 @@ def find(name: str, root: str | Path) -> Path:
     if name in DATA_SETS:
         way_out = f"make it with: python -m vivit.data prepare {name} {root}"
     else:
-        found = sorted(path.parent.name for path in Path(root).glob(f"*/{version}"))
+        found = sorted(path.parent.name for path in Path(root).glob(f"[!.]*/{version}"))
         way_out = (
             f"found: {', '.join(found) or 'none'}; those that can be made: {', '.join(DATA_SETS)}, "
             f"and any manifest: python -m vivit.data prepare MANIFEST {root}"

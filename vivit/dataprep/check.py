@@ -114,7 +114,7 @@ def write_findings(path: Path, report: CheckReport) -> None:
 def summary(report: CheckReport) -> str:
     """Returns the report for a terminal."""
     count = len(report.findings)
-    lines = [f"{count} clips, {sum(not f.kind for f in report.findings)} with nothing to report"]
+    lines = [f"{count} clips, {sum(not f.kind for f in report.findings)} good"]
     lines += [f"  {kind}: {number}" for kind, number in report.kinds.items()]
     lines.append(f"  duplicates: {len(report.duplicates)} groups")
     lines.append(f"  shared between splits: {len(report.leaks)} groups")

@@ -45,8 +45,7 @@ def write_page(
     page = [
         f"<!doctype html><meta charset=utf-8><title>{_text(str(manifest))}</title>",
         f"<style>{STYLE}</style><h1>{_text(str(manifest))}</h1>",
-        f"<p>{len(report.findings)} clips, "
-        f"{sum(not f.kind for f in report.findings)} with nothing to report.",
+        f"<p>{len(report.findings)} clips, {sum(not f.kind for f in report.findings)} good.",
         f"<table><tr><th>what<th>clips{kinds}</table>" if kinds else "",
         f"<h2>In several splits</h2><ul>{shared}</ul>" if shared else "",
         f"<h2>The worst</h2><table>{rows}</table>" if rows else "",

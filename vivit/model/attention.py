@@ -18,8 +18,8 @@ from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.layout import Layout
 
-# The collection of activations that vivit.analysis asks for: queries and keys of every attention,
-# what a stage pools, and where reduced tokens came from. Nothing is kept where nobody asks.
+# The collection of activations that vivit.analysis reads: queries and keys of every attention, what
+# a stage pools, and where reduced tokens came from. Without it nothing is kept.
 CAPTURED = "attention"
 
 INITIALISERS = {
@@ -41,7 +41,7 @@ def _latest(_: Any, new: Any) -> Any:
 
 
 def sow(module: nn.Module, **values: Any) -> None:
-    """Keeps activations for vivit.analysis, if it has asked for them."""
+    """Keeps activations, if `apply` collects CAPTURED."""
     if not module.is_initializing():
         for name, value in values.items():
             module.sow(CAPTURED, name, value, reduce_fn=_latest, init_fn=tuple)
