@@ -57,6 +57,7 @@ MODELS = {
     "halves": {"kernel": "halves"},
     "every_other": {"stages": stages(reduce="every_other(3)")},
     "softmax_pool": {"readout": "softmax_pool"},
+    "gated_pool": {"readout": "gated_pool"},
     "ramp": {"position": "ramp"},
     "first_frame": {"embedding": "first_frame"},
     "two_stages": {"family": "two_stages(temporal_depth=2)"},
@@ -127,6 +128,7 @@ TRAINED = (
     "--config.optim.name=signs(scale=0.5)",
     "--config.optim.schedule=halving(every=2)",
     "--config.optim.lr=0.001",
+    "--config.optim.warmup_steps=0",
     "--config.augment.extra=('darken(0.9)',)",
     "--config.train.steps=4",
 )

@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 from vivit.io import read_json, write_json
 from vivit.records import record
 from vivit.settings import Config
-from vivit.upgrade import RENAMED, upgrade
+from vivit.upgrade import MOVED, RENAMED, upgrade
 
 
 def as_config(values: Config | ConfigDict | Mapping[str, Any]) -> Config:
@@ -112,7 +112,7 @@ def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
         close = get_close_matches(key, known, n=1, cutoff=0.8)
         match = last.get(key.rsplit(".", 1)[-1]) or (close[0] if close else None)
         section = key.rpartition(".")[0]
-        siblings = [k for k in known if k.rpartition(".")[0] == section] or list(config)
+        siblings = [k for k in known if k.rpartition(".")[0] == section != ""] or list(config)
         hint = f"did you mean {match}?" if match else f"known: {', '.join(siblings)}"
         problems.append(f"no key {key!r}{renamed([key]) or f'; {hint}'}")
     if problems:
@@ -130,7 +130,7 @@ def _keys(config: ConfigDict, at: str = "") -> Iterator[str]:
 def renamed(texts: Iterable[str]) -> str:
     """Returns what keys of 0.1.0 that some texts mention are called now, or ""."""
     joined = " ".join(texts)
-    mentioned = [f"{old} is now {new}" for old, new in RENAMED.items() if old in joined]
+    mentioned = [f"{old} is now {new}" for old, new in (RENAMED | MOVED).items() if old in joined]
     return f": {'; '.join(mentioned)}" if mentioned else ""
 
 

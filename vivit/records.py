@@ -112,6 +112,8 @@ def _describe(hint: Any) -> str:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return f"a list of {_describe(arguments[0])}"
         return f"{len(arguments)} values: {', '.join(map(_describe, arguments))}"
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping with fields of {getattr(hint, '__name__', hint)}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
     return names.get(hint, "a mapping" if origin else getattr(hint, "__name__", str(hint)))
 

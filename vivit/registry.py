@@ -47,6 +47,8 @@ class Registry(Generic[Item]):
 
     def __getitem__(self, name: str) -> Item:
         if name not in self._items:
+            if _base(name) in self._items:
+                raise ValueError(f"{self.kind} {_base(name)!r} takes no options, but got {name!r}")
             known = ", ".join(sorted(self._items))
             raise ValueError(f"unknown {self.kind} {name!r}; known: {known}")
         return self._items[name]

@@ -5,13 +5,16 @@ from typing import Any
 
 from vivit.model.upgrade import upgrade_model
 
-# What a key of 0.1.0 is called now. Runs are mapped by `upgrade`; on a command line and in a config
-# file the old key is an error that names the new one.
+# What keys of 0.1.0 are called now. Runs are mapped by `upgrade`; on a command line and in a config
+# file an old key is an error that names the new one.
 RENAMED = {
     "data.bad_share": "data.max_bad_fraction",
     "data.sampling.short": "data.sampling.pad_mode",
     "augment.colour_share": "augment.colour_jitter",
     "init.positions": "init.position_resize",
+}
+MOVED = {
+    "model.temporal_depth": 'an option of model.family: "factorised_encoder(temporal_depth=2)"',
     "optim.lr_floor": 'an option of optim.schedule: "cosine(floor=1e-5)"',
     "optim.b1": 'an option of optim.name: "adamw(b1=0.9)"',
     "optim.b2": 'an option of optim.name: "adamw(b2=0.98)"',
@@ -32,7 +35,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     for old, new in RENAMED.items():
         section, *path = old.split(".")
-        if section in config and section != "optim":
+        if section in config:
             config[section] = _rename(config[section], path, new.split(".")[-1])
     config["optim"] = _upgrade_optim(config["optim"])
     config["model"] = upgrade_model(config["model"])

@@ -167,6 +167,12 @@ class Reduce(nn.Module):
             mlp = Mlp(64, config.activation, 0.0, config.dtype, features, name="scores")
             inputs["scores"] = mlp(norm(x))
         source = stage.reduction(**inputs)
+        expected = stage.reduction.tokens_left(x.shape[2], -1, **stage.reduction.options)
+        if source.shape[2:] != (expected, x.shape[2]):
+            raise ValueError(
+                f"reduction {stage.reduction.name!r} gives a matrix {source.shape[2:]} for "
+                f"{x.shape[2]} spatial tokens, and its tokens_left says {expected}"
+            )
         sow(self, source=source)
         return jnp.concatenate([extra, apply_source(source, x)], axis=2)
 

@@ -46,7 +46,13 @@ class Readout:
         assert self.reduce is not None
         if self.counts_sizes and sizes is not None:
             x = x * (sizes / sizes.mean(axis=2, keepdims=True))[..., None]
-        return self.reduce(x, axes)
+        out = self.reduce(x, axes)
+        if out.ndim != x.ndim:
+            raise ValueError(
+                f"a readout must keep the axes that it pools, with length 1: it returned {out.shape} "
+                f"for {x.shape}; use keepdims=True"
+            )
+        return out
 
 
 class Pooled(NamedTuple):

@@ -58,7 +58,7 @@ class ModelSettings:
     classes: of the head; 0 for no head: the model then gives its features.
     family: a name of FAMILIES, or of a pattern: every block then has that pattern. Both may have
         options: "factorised_encoder(temporal_depth=2)", "window(4, 7, 7)".
-    stages: instead of a family, a list of mappings with the fields of StageSettings.
+    stages: a list of mappings with the fields of StageSettings; they replace family and readout.
     size: a name of SIZES, with or without a tubelet: "B", or "B/16x2" (16 pixels, 2 frames).
         It gives width, depth, heads, mlp_dim and tubelet where they are None.
     width: channels of a token. depth: layers; of a factorised encoder those of the first stage.
