@@ -92,7 +92,7 @@ def names() -> str:
     """Returns a Markdown table of all registries: names, options and the key that takes them."""
     lines = ["| registry | names, with options and their defaults | key |", "|---|---|---|"]
     for title, (registry, key) in REGISTRIES.items():
-        listed = ", ".join(f"`{_with_options(name, registry[name])}`" for name in registry)
+        listed = ", ".join(f"`{_with_options(name, registry[name])}`" for name in sorted(registry))
         lines.append(f"| {title} | {listed} | {key} |")
     return "\n".join(lines)
 

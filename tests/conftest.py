@@ -1,6 +1,10 @@
 """A tiny data set and a tiny run, made once for all tests."""
 
+import gc
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tiny models spend their time in the compiler: half of it is LLVM's optimisation.
@@ -8,8 +12,14 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
-from pathlib import Path
+# One cache of compiled functions for a run of the tests: its workers and the commands that they
+# start inherit the variable. Tiny runs are trained again and again.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/vivit-tests-{os.getpid()}"
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
 import pytest
 
 from vivit.config import read_config
@@ -32,6 +42,20 @@ TINY = (
     "--config.train.checkpoint_every=2",
     "--config.optim.warmup_steps=2",
 )
+
+
+def pytest_unconfigure(config):
+    cache = Path(tempfile.gettempdir(), f"vivit-tests-{os.getpid()}")
+    shutil.rmtree(cache, ignore_errors=True)  # in the process that made it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_functions():
+    """A module's compiled functions are of no use to the next: without this a process grows to
+    several GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, tiny_config):
         ("--config.optim.lrr=3", "no key 'optim.lrr'; did you mean optim.lr"),
         ("--config.optm.lr=3", "no key 'optm.lr'; did you mean optim.lr"),
         ("--config.steps=3", "no key 'steps'; did you mean train.steps"),
-        ("--config.xyzzy.q=3", "no key 'xyzzy.q'; known: seed, imports, model"),
+        ("--config.xyzzy.q=3", "no key 'xyzzy.q'; known: augment, data, imports"),
         ("--config.model.claps=3", "no key 'model.claps'; did you mean model.clip"),
         ("--config.model.temporal_depth=3", "is now an option of model.family"),
         ("--config.train.steps=many", "invalid literal for int"),

@@ -49,7 +49,7 @@ class Readout:
         out = self.reduce(x, axes)
         if out.ndim != x.ndim:
             raise ValueError(
-                f"a readout must keep the axes that it pools, with length 1: it returned {out.shape} "
+                f"a readout must keep the axes that it pools, with length 1: {out.shape} came "
                 f"for {x.shape}; use keepdims=True"
             )
         return out
