@@ -15,5 +15,5 @@ def get_config():
     config.model.family = "factorised_encoder(temporal_depth=2)"
     config.model.tubelet = (2, 8, 8)
     config.optim.update(name="adamw(b2=0.98)", lr=2e-3, warmup_steps=40)
-    config.train.update(steps=600, average_decay=0.98)
+    config.train.update(steps=900, average_decay=0.98)
     return config

@@ -84,6 +84,7 @@ def test_a_resumed_run_ends_bit_identical(video_run, video_config, tmp_path, mon
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
 
 
+@pytest.mark.slow  # tests/test_train.py and test_parallel.py have it for moving digits
 def test_pmap_and_jit_agree(video_run, video_config, tmp_path):
     _, whole = video_run
     state = train(video_config("--config.parallel.mode=pmap"), tmp_path / "run")
