@@ -2,8 +2,8 @@
 
     python -m vivit.train --config=configs/moving_digits.py --workdir=runs/moving_digits
 
-About two minutes on two CPU cores. Test accuracy on the motion, measured on 21 November 2026 with
-seeds 0, 1, 2: 98.73, 99.76, 99.61 %.
+About three minutes on two CPU cores. Test accuracy on the motion over seeds 0 to 9, measured on 25
+November 2026: 99.88 ± 0.11 (99.71 to 100.00) %.
 """
 
 from configs import common
