@@ -1,7 +1,6 @@
 """python -m vivit.evaluate --workdir=RUN: scores a run's checkpoint on a whole split."""
 
 import argparse
-import json
 import logging
 import re
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from vivit.config import as_json
 from vivit.data.pipeline import Batch, eval_batches
 from vivit.data.split import Split
 from vivit.data.views import make_views
-from vivit.io import write_json
+from vivit.io import read_json, write_json
 from vivit.objective import means
 from vivit.parallel import Parallel, make_parallel_for_inference
 from vivit.run import Run, check_batch_size, evaluation_path
@@ -133,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         split=arguments.split,
         views=arguments.views,
     )
-    _show(json.loads(path.read_text()), path)
+    _show(read_json(path), path)
 
 
 def _show(result: dict[str, Any], path: Path) -> None:

@@ -42,10 +42,10 @@ def forget():
 
 def test_a_decoder_that_hangs_is_ended_and_the_next_clip_is_read(tricks):
     decode_pool.counts.clear()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ClipReadError, match=r"not decoded within 1 s") as caught:
         decode_pool.call("tricks:hang", timeout=1.0)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - started < 4
     assert caught.value.kind == "timed out"
     found = decode_pool.index(data=film(frames=5))
     assert len(found.pts) == 5

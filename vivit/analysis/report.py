@@ -219,7 +219,7 @@ def _summary(scores: dict[str, Any], workdir: Path) -> list[tuple[str, str]]:
     ]
     cost_path = workdir / "cost.json"
     if cost_path.exists():
-        cost = json.loads(cost_path.read_text())
+        cost = read_json(cost_path)
         rows.insert(5, ("parameters", f"{cost['parameters']:,}"))
         rows.insert(6, ("multiply-adds", f"{cost['multiply_adds'] / 1e6:,.1f} M per clip"))
     return rows
