@@ -17,12 +17,12 @@ from vivit.data.video import ClipReadError
 def tricks(tmp_path, monkeypatch):
     """Functions that hang and crash as decoders do, for worker processes."""
     (tmp_path / "tricks.py").write_text(
-        "import ctypes, signal\n"
+        "import ctypes\n"
         "def hang(source):\n"
-        "    ctypes.CDLL(None).sleep(60)\n"
-        "def hang_without_alarm(source):\n"
-        "    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
-        "    ctypes.CDLL(None).sleep(60)\n"
+        "    while True: pass\n"
+        "def wait(source, seconds):\n"
+        "    ctypes.CDLL(None).usleep(int(1e6 * seconds))\n"
+        "    return {}, b''\n"
         "def crash(source):\n"
         "    ctypes.string_at(0)\n"
         "def noise(source):\n"
@@ -42,20 +42,19 @@ def forget():
 
 def test_a_decoder_that_hangs_is_ended_and_the_next_clip_is_read(tricks):
     decode_pool.counts.clear()
-    started = time.monotonic()
-    with pytest.raises(ClipReadError, match=r"not decoded within 1 s") as caught:
-        decode_pool.call("tricks:hang", timeout=1.0)
-    assert time.monotonic() - started < 4
+    with pytest.raises(ClipReadError, match=r"not decoded within 0.5 s") as caught:
+        decode_pool.call("tricks:hang", timeout=0.5)
     assert caught.value.kind == "timed out"
     found = decode_pool.index(data=film(frames=5))
     assert len(found.pts) == 5
     assert decode_pool.counts == {"started": 2, "timed out": 1}
 
 
-def test_a_decoder_that_ignores_its_alarm_is_ended_as_well(tricks, monkeypatch):
-    monkeypatch.setattr(decode_pool, "GRACE_SECONDS", 0.2)
-    with pytest.raises(ClipReadError, match=r"not decoded within 1 s") as caught:
-        decode_pool.call("tricks:hang_without_alarm", timeout=1.0)
+def test_a_decoder_that_waits_is_ended_later(tricks):
+    """A busy machine, or a disk that is slow for a while, does not decide which clips are read."""
+    assert decode_pool.call("tricks:wait", timeout=0.5, seconds=1.0)[0] == {}
+    with pytest.raises(ClipReadError, match=r"not decoded within 0.05 s") as caught:
+        decode_pool.call("tricks:wait", timeout=0.05, seconds=60.0)
     assert caught.value.kind == "timed out"
     assert len(decode_pool.index(data=film(frames=5)).pts) == 5
 
@@ -76,9 +75,9 @@ def test_what_a_library_prints_is_no_answer(tricks):
 
 def test_a_child_that_was_killed_between_calls_is_replaced():
     decode_pool.index(data=film(frames=2))
-    os.kill(decode_pool._idle[-1].process.pid, signal.SIGKILL)
-    with pytest.raises(ClipReadError):
-        decode_pool.index(data=film(frames=2))
+    child = decode_pool._idle[-1].process
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert len(decode_pool.index(data=film(frames=2)).pts) == 2
 
 

@@ -22,7 +22,7 @@ from vivit.data.settings import TIMEOUT_SECONDS
 from vivit.data.video import ClipReadError
 
 ROOT = Path(__file__).parents[2]
-GRACE_SECONDS = 5  # for a worker to end itself after its timeout
+PATIENCE = 10  # times its timeout: for a worker that waits (for a disk) instead of working
 counts: Counter[str] = Counter()  # of this process: "started", "crashed", "timed out"
 _idle: deque["Decoder"] = deque()
 
@@ -56,11 +56,12 @@ def call(
     timeout: float = TIMEOUT_SECONDS,
     **arguments: Any,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns what "module:name" returns for a path or bytes: values and uint8 [bytes]."""
-    try:
-        decoder = _idle.pop()
-    except IndexError:
-        decoder = Decoder()
+    """Returns what "module:name" returns for a path or bytes: values and uint8 [bytes].
+
+    timeout: seconds of CPU time; a decoder that waits is ended after PATIENCE times as long.
+    Raises ClipReadError, also if the decoder crashes or takes too long.
+    """
+    decoder = _next_decoder()
     if path is not None:
         arguments["path"] = path
     request = dict(function=function, arguments=arguments, seconds=timeout, size=len(data))
@@ -73,6 +74,17 @@ def call(
     if "error" in answer:
         raise ClipReadError(answer["kind"], answer["error"])
     return answer["values"], payload
+
+
+def _next_decoder() -> "Decoder":
+    while True:
+        try:
+            decoder = _idle.pop()
+        except IndexError:
+            return Decoder()
+        if decoder.process.poll() is None:
+            return decoder
+        decoder.close()  # something ended it between two calls
 
 
 class Decoder:
@@ -98,8 +110,8 @@ class Decoder:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
-        # The worker has an alarm; the watchdog is for one that does not come to handle it.
-        watchdog = threading.Timer(request["seconds"] + GRACE_SECONDS, self.process.kill)
+        # The worker ends itself after that CPU time; the watchdog is for one that waits.
+        watchdog = threading.Timer(PATIENCE * request["seconds"], self.process.kill)
         watchdog.start()
         try:
             try:
@@ -121,11 +133,11 @@ class Decoder:
 
     def _ended(self, seconds: float, *, late: bool) -> ClipReadError:
         code = self.process.wait()
-        late = late or code == -signal.SIGALRM
+        late = late or code == -signal.SIGPROF
         kind = "timed out" if late else "crashed"
         counts[kind] += 1
         if late:
-            return ClipReadError(kind, f"was not decoded within {seconds:g} s")
+            return ClipReadError(kind, f"was not decoded within {seconds:g} s of CPU time")
         return ClipReadError(kind, f"the decoder ended with status {code}")
 
 

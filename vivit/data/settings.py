@@ -61,8 +61,9 @@ class ViewsSettings:
 class ReadLimits:
     """What may be read, and what a decoder may take.
 
-    timeout_seconds: for one call of a decoder process. largest_frame: pixels, which are known
-    before a frame is decoded. follow_links: whether files may be reached by symbolic links.
+    timeout_seconds: of CPU time, for one call of a decoder process; one that waits has ten times as
+    long. largest_frame: pixels, which are known before a frame is decoded.
+    follow_links: whether files may be reached by symbolic links.
     """
 
     timeout_seconds: float = TIMEOUT_SECONDS
@@ -83,9 +84,10 @@ class DataSettings:
         None for a canvas that holds every frame.
     enlarge: whether frames may be smaller than the model's and are then enlarged.
     max_bad_fraction: of the split's clips that may turn out damaged before a run stops.
-    timeout_seconds: for reading one clip of an unprepared file. largest_frame: pixels of a frame
-        that is decoded. follow_links: False refuses files that are reached by symbolic links, for
-        folders that are not trusted.
+    timeout_seconds: of CPU time, for reading one clip of an unprepared file; for a disk that hangs,
+        ten times as long. largest_frame: pixels of a frame that is decoded.
+    follow_links: False refuses files that are reached by symbolic links, for folders that are not
+        trusted.
     """
 
     name: str = "moving_digits"

@@ -72,7 +72,10 @@ def _links_argument(command) -> None:
 def _limits_arguments(command) -> None:
     command.add_argument("--root", help="where the paths begin; the manifest's folder")
     command.add_argument(
-        "--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds per 10 s of video"
+        "--timeout",
+        type=float,
+        default=TIMEOUT_SECONDS,
+        help="seconds of CPU time for 10 s of video (default: %(default)g)",
     )
     command.add_argument(
         "--largest-frame", type=int, default=LARGEST_FRAME, help="pixels of a frame to decode"
