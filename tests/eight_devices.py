@@ -39,7 +39,8 @@ def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
         state, sums = step(state, parallel.put(batch))
         losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))
     evaluate = parallel.evaluate(make_eval_step(model))
-    _, confusion = evaluate(state.eval_params, parallel.put(batch))
+    _, rows = evaluate(state.eval_params, parallel.put(batch))
+    order = {key: np.asarray(rows[key]) for key in ("logits", "labels", "valid")}
     kernel = state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)
@@ -48,7 +49,7 @@ def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
     np.savez(
         out,
         losses=losses,
-        confusion=np.asarray(confusion),
+        **order,
         devices=jax.device_count(),
         shards=len({str(shard.index) for shard in kernel.addressable_shards}),
         **leaves,

@@ -41,7 +41,7 @@ def test_every_clip_counts_once_whatever_the_batch(tiny_run):
 def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):
     main([f"--workdir={tiny_run}", "--checkpoint=latest"])
     assert "top-1" in capsys.readouterr().out
-    result = json.loads((tiny_run / "eval/test_00000006.json").read_text())
+    result = json.loads((tiny_run / "eval/test_00000006_1x1.json").read_text())
     assert result["clips"] == 21
     assert result["checkpoint"] == "checkpoints/6"
     assert result["config"] == as_json(tiny_config())

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -20,11 +21,33 @@ def show_log() -> None:
     logging.getLogger("vivit").setLevel(logging.INFO)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --workdir, --checkpoint and --split, which choose parameters and clips."""
-    parser.add_argument("--workdir", required=True, help="the folder of a run")
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
+def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Adds --workdir, --checkpoint, --split and --data-root, which choose parameters and clips.
+
+    Returns the group of --workdir, to which a command may add what can be given instead of it.
+    """
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by validation; default), latest or a step"
+    )
     parser.add_argument("--split", default="test", help="a split of the data set (test)")
+    parser.add_argument(
+        "--data-root",
+        metavar="FOLDER",
+        help="where the data sets are, if not where the run had them",
+    )
+    return which
+
+
+def make_parser(prog: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:
+    """Returns a parser whose help has a command's description and examples."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=doc,
+        epilog="\n  ".join(["examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def three_sizes(text: str) -> tuple[int, int, int]:

@@ -4,20 +4,24 @@ import argparse
 import dataclasses
 import importlib
 import json
+import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from vivit.io import read_json, write_json
+from vivit.io import read_json, sha256_of, write_json
 from vivit.records import record
 from vivit.settings import Config
 from vivit.upgrade import MOVED, RENAMED, upgrade
+
+log = logging.getLogger(__name__)
 
 
 def as_config(values: Config | ConfigDict | Mapping[str, Any]) -> Config:
@@ -134,13 +138,58 @@ def renamed(texts: Iterable[str]) -> str:
     return f": {'; '.join(mentioned)}" if mentioned else ""
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ..."""
+def import_modules(names: Iterable[str], *, copies: Path | None = None) -> None:
+    """Imports `config.imports`: modules of the user that register patterns, sizes, data sets ...
+
+    copies: a run's folder of them, as `copy_modules` wrote it. It is named where a module is
+        missing or differs; nothing is imported from it, as the run may be anybody's.
+    """
     for name in names:
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise ValueError(f"config.imports names {name!r}: {error}") from error
+            hint = ""
+            if copies is not None and copies.exists():
+                hint = (
+                    f"; {copies} has what the run was trained with: if you trust it, run the "
+                    f"command again with PYTHONPATH={copies}"
+                )
+            raise ValueError(f"config.imports names {name!r}: {error}{hint}") from error
+        if copies is not None:
+            _warn_of_changes(module, copies)
+
+
+def copy_modules(names: Iterable[str], folder: Path) -> None:
+    """Copies the modules of `config.imports` into a run, once, with their hashes in hashes.json."""
+    hashes = {}
+    if (folder / "hashes.json").exists():
+        return
+    for name in names:
+        for part, file in _files_of(importlib.import_module(name)).items():
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / part)
+            hashes[part] = sha256_of(file)
+    if hashes:
+        write_json(folder / "hashes.json", hashes)
+
+
+def _warn_of_changes(module: ModuleType, copies: Path) -> None:
+    path = copies / "hashes.json"
+    recorded = read_json(path) if path.exists() else {}
+    for part, file in _files_of(module).items():
+        if part in recorded and recorded[part] != sha256_of(file):
+            log.warning("%s differs from what the run was trained with, %s", file, copies / part)
+
+
+def _files_of(module: ModuleType) -> dict[str, Path]:
+    """Returns the Python files of a module or package, by their paths below sys.path's folder."""
+    if module.__file__ is None:
+        return {}
+    file, parts = Path(module.__file__), module.__name__.split(".")
+    if file.name != "__init__.py":
+        return {"/".join(parts) + ".py": file}
+    files = file.parent.rglob("*.py")
+    return {"/".join([*parts, *f.relative_to(file.parent).parts]): f for f in files}
 
 
 def claim_workdir(workdir: str | Path, config: Config) -> Path:

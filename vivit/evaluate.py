@@ -1,10 +1,10 @@
 """python -m vivit.evaluate --workdir=RUN: scores a run's checkpoint on a whole split."""
 
-import argparse
 import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import vivit
-from vivit.cli import add_run_arguments, run_command, show_log
+from vivit.cli import add_run_arguments, make_parser, run_command, show_log
 from vivit.config import as_json
 from vivit.data.pipeline import Batch, eval_batches
 from vivit.data.split import Split
@@ -20,6 +20,7 @@ from vivit.data.views import make_views
 from vivit.io import read_json, write_json
 from vivit.objective import means
 from vivit.parallel import Parallel, make_parallel_for_inference
+from vivit.results import ClipScores, average_probabilities, read_clips, write_clips
 from vivit.run import Run, check_batch_size, evaluation_path
 from vivit.step import Step, make_eval_step
 
@@ -27,43 +28,38 @@ log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """metrics: means over the clips. confusion: counts [label, predicted class]."""
+    """metrics: means over the clips. clips: what the model says of each clip."""
 
     metrics: dict[str, float]
-    confusion: np.ndarray
+    clips: ClipScores
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts of [label, predicted class]."""
+        return self.clips.confusion
 
     def damaged(self, split: Split) -> int:
         """Returns how many clips could not be read; they count in nothing."""
-        return len(split) - int(self.confusion.sum())
+        return len(split) - len(self.clips.labels)
 
 
 def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Parallel) -> Scores:
     """Returns the scores over all batches; padding counts nowhere."""
     results = [eval_step(params, parallel.put(batch)) for batch in batches]
-    sums, confusions = zip(*jax.device_get(results), strict=True)
-    return Scores(means(list(sums)), np.sum(confusions, axis=0).astype(int))
+    sums, rows = zip(*jax.device_get(results), strict=True)
+    logits, labels, valid = (
+        np.concatenate([row[key] for row in rows]) for key in ("logits", "labels", "valid")
+    )
+    indices = np.flatnonzero(valid)  # the batches hold the split in its order
+    return Scores(means(list(sums)), ClipScores(indices, labels[indices], logits[indices]))
 
 
-def evaluate(
-    workdir: str | Path, *, checkpoint: str = "best", split: str = "test", views: str = ""
-) -> Path:
-    """Scores a checkpoint and writes RUN/eval/SPLIT_STEP.json; returns its path.
-
-    views: "4x3" for 4 clips of each video in 3 crops, instead of the config's; the file's name then
-        says so.
-    """
-    run = Run(workdir, checkpoint, split)
-    data, (frames, height, width) = run.config.data, run.config.model.clip
-    if views:
-        data = replace(data, views=replace(data.views, **parse_views(views)))
+def score_run(run: Run, *, views: str = "") -> Scores:
+    """Returns the scores of a run's checkpoint on its split; views: see `evaluate`."""
+    data, (frames, height, width) = with_views(run, views), run.config.model.clip
     predict_views = make_views(data.views, run.data, (height, width))
-    parallel = make_parallel_for_inference(run.config.parallel)
+    model, parallel = model_for_devices(run)
     check_batch_size(data.batch_size, parallel.devices)
-    model = run.model
-    if model.config.kernel.over_devices and not parallel.splits_tokens:
-        name = model.config.kernel.name
-        log.info("too few devices for kernel %r: evaluating with its equal, chunked", name)
-        model = model.with_settings(kernel="chunked")
     eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
     batches = eval_batches(
         data,
@@ -72,27 +68,119 @@ def evaluate(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    scores = score(eval_step, parallel.place(run.params), batches, parallel)
+    return score(eval_step, parallel.place(run.params), batches, parallel)
+
+
+def model_for_devices(run: Run) -> tuple[vivit.ViViT, Parallel]:
+    """Returns a run's model for the devices that are present, and those devices."""
+    parallel, model = make_parallel_for_inference(run.config.parallel), run.model
+    if model.config.kernel.over_devices and not parallel.splits_tokens:
+        name = model.config.kernel.name
+        log.info("too few devices for kernel %r: evaluating with its equal, chunked", name)
+        model = model.with_settings(kernel="chunked")
+    return model, parallel
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    views: str = "",
+    logits: bool = False,
+    data_root: str | None = None,
+) -> Path:
+    """Scores a checkpoint and writes RUN/eval/SPLIT_STEP_VIEWS.json; returns its path.
+
+    A .parquet file next to it has one row per clip: see `vivit.results.write_clips`.
+
+    views: "4x3" for 4 clips of each video in 3 crops, instead of the config's. logits: whether the
+        rows get the logits of all classes. data_root: where the data is, if not where the run had
+        it.
+    """
+    run = Run(workdir, checkpoint, split, data_root)
+    scores = score_run(run, views=views)
+    return write_scores(run, scores, views=views, logits=logits)
+
+
+def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = False) -> Path:
+    """Writes what `evaluate` writes; returns the path of the JSON file."""
+    settings = with_views(run, views).views
     result = {
-        "split": split,
-        "views": f"{data.views.temporal}x{data.views.spatial}",
+        "split": run.split,
+        "views": settings.name,
         "damaged": scores.damaged(run.data),
         "step": run.step,
         "checkpoint": f"checkpoints/{run.step}",
-        "clips": int(scores.confusion.sum()),
+        "clips": len(scores.clips.labels),
         **scores.metrics,
         "per_class": per_class(scores.confusion, run.data.class_names),
         "confusion": scores.confusion.tolist(),
-        "data": {
-            key: getattr(run.data, key)
-            for key in ("name", "version", "digest", "label", "class_names")
-        },
+        "data": run.data.identity,
         "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
         "config": as_json(run.config),
     }
-    path = evaluation_path(run.folder, split=split, step=run.step, views=views)
-    write_json(path, result)
+    path = evaluation_path(run.folder, split=run.split, step=run.step, views=settings.name)
+    if jax.process_index() == 0:
+        write_clips(path.with_suffix(".parquet"), scores.clips, run.data, logits=logits)
+        write_json(path, result)  # last: who finds it finds the rows too
     return path
+
+
+def evaluate_ensemble(
+    workdirs: list[str],
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    views: str = "",
+    data_root: str | None = None,
+) -> dict[str, ClipScores]:
+    """Returns the scores of several runs by name, and last those of "ensemble", whose
+    probabilities are the mean of the runs'.
+
+    A run is evaluated unless its file of this checkpoint and these views has logits already.
+    Raises ValueError if the runs do not have the same data, label and classes.
+    """
+    if len(workdirs) < 2:
+        raise ValueError("an ensemble needs two runs or more: --ensemble RUN1 RUN2")
+    members, data = {}, []
+    for workdir in workdirs:
+        run = Run(workdir, checkpoint, split, data_root)
+        settings = with_views(run, views).views
+        path = evaluation_path(run.folder, split=split, step=run.step, views=settings.name)
+        rows = path.with_suffix(".parquet")
+        clips = read_clips(rows) if rows.exists() and path.exists() else None
+        if clips is None:
+            log.info("evaluating %s", workdir)
+            scores = score_run(run, views=views)
+            write_scores(run, scores, views=views, logits=True)
+            clips = scores.clips
+        members[str(workdir)] = clips
+        data.append(read_json(path)["data"])
+    same = ("digest", "label", "class_names")
+    other = [
+        w for w, d in zip(workdirs, data, strict=True) if any(d[k] != data[0][k] for k in same)
+    ]
+    if other:
+        raise ValueError(f"{', '.join(other)}: not the data, label or classes of {workdirs[0]}")
+    return {**members, "ensemble": average_probabilities(list(members.values()))}
+
+
+def compare(one: ClipScores, other: ClipScores) -> tuple[int, int, float]:
+    """Returns how many clips only the one gets right, only the other, and the p-value of McNemar's
+    exact test that both are equally good."""
+    from scipy.stats import binomtest  # slow to import, and training does not need it
+
+    a, b = one.hits().astype(bool), other.hits().astype(bool)
+    only_one, only_other = int((a & ~b).sum()), int((b & ~a).sum())
+    total = only_one + only_other
+    return only_one, only_other, float(binomtest(only_one, total).pvalue) if total else 1.0
+
+
+def with_views(run: Run, views: str) -> Any:
+    """Returns a run's DataSettings with views such as "4x3", or for "" as they are."""
+    data = run.data_settings
+    return replace(data, views=replace(data.views, **parse_views(views))) if views else data
 
 
 def parse_views(text: str) -> dict[str, int]:
@@ -121,18 +209,41 @@ def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, A
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.evaluate", description=__doc__)
-    show_log()
-    add_run_arguments(parser)
-    parser.add_argument("--views", default="", help="clips x crops of each video, such as 4x3")
-    arguments = parser.parse_args(argv)
-    path = evaluate(
-        arguments.workdir,
-        checkpoint=arguments.checkpoint,
-        split=arguments.split,
-        views=arguments.views,
+    parser = make_parser(
+        "vivit.evaluate",
+        __doc__,
+        "python -m vivit.evaluate --workdir=runs/moving_digits",
+        "python -m vivit.evaluate --workdir=runs/k400 --views=4x3 --split=validation --logits",
+        "python -m vivit.evaluate --ensemble runs/seed0 runs/seed1",
     )
-    _show(read_json(path), path)
+    show_log()
+    which = add_run_arguments(parser)
+    which.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="RUN",
+        help="several runs, whose probabilities are averaged",
+    )
+    parser.add_argument(
+        "--views",
+        default="",
+        help="4x3 for 4 clips of each video in 3 crops; default: the config's",
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="keep the logits of every clip in the .parquet file"
+    )
+    arguments = parser.parse_args(argv)
+    common = {
+        "checkpoint": arguments.checkpoint,
+        "split": arguments.split,
+        "views": arguments.views,
+        "data_root": arguments.data_root,
+    }
+    if arguments.ensemble:
+        _show_ensemble(evaluate_ensemble(arguments.ensemble, **common))
+    else:
+        path = evaluate(arguments.workdir, logits=arguments.logits, **common)
+        _show(read_json(path), path)
 
 
 def _show(result: dict[str, Any], path: Path) -> None:
@@ -149,6 +260,20 @@ def _show(result: dict[str, Any], path: Path) -> None:
     )
     if result["damaged"]:
         print(f"{result['damaged']} clips could not be read and are not counted")
+
+
+def _show_ensemble(members: dict[str, ClipScores]) -> None:
+    width = max(map(len, members))
+    print(f"{'run':{width}} {'top-1':>8} {'top-5':>8} {'loss':>8}")
+    for name, clips in members.items():
+        values = clips.metrics
+        top1, top5 = f"{values['top1']:.2%}", f"{values['top5']:.2%}"
+        print(f"{name:{width}} {top1:>8} {top5:>8} {values['loss']:8.4f}")
+    for (one, a), (other, b) in combinations(members.items(), 2):
+        only_one, only_other, p = compare(a, b)
+        print(
+            f"{one} right alone on {only_one}, {other} on {only_other} clips: McNemar p = {p:.3g}"
+        )
 
 
 if __name__ == "__main__":

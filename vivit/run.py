@@ -2,30 +2,37 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 import vivit
 from vivit.attention import KERNELS
+from vivit.axes import Logits
 from vivit.checkpoint import Checkpoints
 from vivit.config import import_modules, read_workdir
+from vivit.data.files import is_uri
 from vivit.data.pipeline import ViewLoader
 from vivit.data.settings import DataSettings
-from vivit.data.sources import open_split
+from vivit.data.sources import MANIFESTS, open_split
 from vivit.data.split import Split
 from vivit.data.views import make_crop
-from vivit.io import read_json
+from vivit.io import read_json, write_json
 from vivit.model import ViViT
 from vivit.model.settings import ModelSettings
 from vivit.settings import Config
 
 log = logging.getLogger(__name__)
+
+DATA = "data.json"
+IMPORTS = "imports"  # copies of the modules of config.imports
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,13 @@ class Run:
 
     checkpoint: "best" (by validation), "latest" or a training step.
     split: the split of the data set that `clips` reads.
+    data_root: where the data sets are; None for where the run had them.
     """
 
     workdir: str | Path
     checkpoint: str = "best"
     split: str = "test"
+    data_root: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -52,7 +61,7 @@ class Run:
     @cached_property
     def model(self) -> ViViT:
         """The run's model, with a kernel that this machine has: see `build_for_inference`."""
-        import_modules(self.config.imports)
+        import_modules(self.config.imports, copies=self.folder / IMPORTS)
         return build_for_inference(self.config.model)
 
     @cached_property
@@ -69,10 +78,30 @@ class Run:
             return checkpoints.read_params(self.step)
 
     @cached_property
+    def data_settings(self) -> DataSettings:
+        """The config's data, with paths that can be opened from any folder."""
+        data, place = self.config.data, self._recorded_data
+        found = {key: place[key] for key in ("root", "name") if _exists(place.get(key, ""))}
+        if self.data_root is not None:
+            found["root"] = self.data_root
+        return replace(data, **found)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the model's classes, for which the data is not needed in newer runs."""
+        names = self._recorded_data.get("class_names")
+        return self.data.class_names if names is None else tuple(names)
+
+    @property
+    def _recorded_data(self) -> dict[str, Any]:
+        path = self.folder / DATA
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
     def data(self) -> Split:
         """The split. Raises ValueError if the model does not fit its clips and classes."""
-        import_modules(self.config.imports)
-        split = open_split(self.config.data, self.split)
+        import_modules(self.config.imports, copies=self.folder / IMPORTS)
+        split = open_split(self.data_settings, self.split)
         check_split(split, self.config.model, self.config.data)
         return split
 
@@ -88,9 +117,36 @@ class Run:
         return bool(self.metrics) and self.metrics[-1]["step"] == self.config.train.steps
 
     def scores(self, *, step: int, views: str = "") -> dict[str, Any] | None:
-        """Returns what vivit.evaluate wrote of a checkpoint on the split, or None."""
-        path = evaluation_path(self.folder, split=self.split, step=step, views=views)
+        """Returns what vivit.evaluate wrote of a checkpoint on the split, or None.
+
+        views: such as "4x3"; "" for the config's.
+        """
+        name = views or self.config.data.views.name
+        path = evaluation_path(self.folder, split=self.split, step=step, views=name)
+        if not path.exists() and not views:  # as 0.2.0 called it
+            path = path.with_name(f"{self.split}_{step:08d}.json")
         return read_json(path) if path.exists() else None
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Returns all that vivit.evaluate wrote of the run, by split, training step and views."""
+        found = [read_json(path) for path in (self.folder / "eval").glob("*.json")]
+        return sorted(found, key=lambda x: (x["split"], x["step"], x["views"]))
+
+    def predict(self, clips: UInt8[np.ndarray, "B F H W 3"]) -> Float[np.ndarray, "B classes"]:
+        """Returns the probabilities of the classes for clips of the model's size.
+
+        `vivit.predict` prepares clips from video files. Compiled once per number of clips.
+        """
+        return np.asarray(self._apply(self._device_params, clips))
+
+    @cached_property
+    def _apply(self) -> Any:
+        apply = cast(Callable[..., Logits], self.model.apply)
+        return jax.jit(lambda params, clips: jax.nn.softmax(apply({"params": params}, clips)))
+
+    @cached_property
+    def _device_params(self) -> Any:
+        return jax.device_put(self.params)
 
     def clips(
         self, indices: list[int]
@@ -103,7 +159,7 @@ class Run:
         if wrong:
             raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
         frames, height, width = self.config.model.clip
-        settings = self.config.data
+        settings = self.data_settings
         settings = replace(settings, views=settings.views.centre())
         load = ViewLoader(settings, self.data, frames)
         examples = [load(index) for index in indices]
@@ -127,9 +183,22 @@ class Run:
         return (chosen + [i for i in range(len(split)) if i not in chosen])[:limit]
 
 
-def evaluation_path(folder: Path, *, split: str, step: int, views: str = "") -> Path:
-    """Returns where the scores of a checkpoint on a split are kept."""
-    return folder / "eval" / f"{split}_{step:08d}{'_' if views else ''}{views}.json"
+def evaluation_path(folder: Path, *, split: str, step: int, views: str) -> Path:
+    """Returns where the scores of a checkpoint on a split in views such as "4x3" are kept."""
+    return folder / "eval" / f"{split}_{step:08d}_{views}.json"
+
+
+def record_data(folder: Path, settings: DataSettings, split: Split) -> None:
+    """Writes data.json, with which a run finds its data and knows its classes from any folder."""
+    root = settings.root if is_uri(settings.root) else str(Path(settings.root).absolute())
+    name = settings.name
+    if name.endswith(MANIFESTS):
+        name = str(Path(name).absolute())
+    write_json(folder / DATA, {**split.identity, "root": root, "name": name})
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and (is_uri(path) or Path(path).exists())
 
 
 def build_for_inference(settings: ModelSettings) -> ViViT:

@@ -126,12 +126,13 @@ def make_train_step(
 
 
 def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | None = None) -> Step:
-    """Returns step(params, batch, *, axis_name=None) -> (metric sums, confusion [label, class]).
+    """Returns step(params, batch, *, axis_name=None) -> (metric sums, and of each clip of all
+    devices its "logits", "labels" and "valid").
 
     predict_views: (model, clips [B, V, F, H, W, 3], extents) -> logits averaged over views; see
     vivit.data.views. None for batches of clips [B, F, H, W, 3].
     """
-    apply, classes = cast(Callable[..., Logits], model.apply), model.config.classes
+    apply = cast(Callable[..., Logits], model.apply)
 
     def step(params: Params, batch: Mapping[str, jax.Array], *, axis_name=None):
         predict = lambda clips: apply({"params": params}, clips)
@@ -141,8 +142,11 @@ def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | No
             logits = predict_views(predict, batch["clips"], batch["extents"])
         labels, valid = batch["labels"], batch["valid"]
         sums = metric_sums(cross_entropy(logits, labels), logits, labels, valid)
-        confusion = jnp.zeros((classes, classes)).at[labels, logits.argmax(axis=-1)].add(valid)
-        out = (sums, confusion)
-        return jax.lax.psum(out, axis_name) if axis_name else out
+        if axis_name:
+            sums = jax.lax.psum(sums, axis_name)
+            logits, labels, valid = jax.lax.all_gather(
+                (logits, labels, valid), axis_name, tiled=True
+            )
+        return sums, {"logits": logits, "labels": labels, "valid": valid}
 
     return step

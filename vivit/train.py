@@ -20,7 +20,14 @@ import numpy as np
 import vivit
 from vivit.checkpoint import Checkpoints
 from vivit.cli import run_command, show_log
-from vivit.config import as_config, as_json, claim_workdir, import_modules, parse
+from vivit.config import (
+    as_config,
+    as_json,
+    claim_workdir,
+    copy_modules,
+    import_modules,
+    parse,
+)
 from vivit.cost import abstract_params
 from vivit.data.augment import make_augmentation
 from vivit.data.pipeline import eval_batches, train_batches
@@ -34,7 +41,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
 from vivit.pretrained.start import load_for_run
-from vivit.run import check_batch_size, check_split
+from vivit.run import IMPORTS, check_batch_size, check_split, record_data
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
 
 logger = logging.getLogger(__name__)
@@ -53,7 +60,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         config = as_config(config)
 
         # Model and data.
-        import_modules(config.imports)
+        import_modules(config.imports, copies=Path(workdir) / IMPORTS)
         model = vivit.build(config.model)
         frames, height, width = config.model.clip
         train_split, held_out = (open_split(config.data, name) for name in config.data.splits)
@@ -78,6 +85,8 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         # The state: random, from other weights, or that of an interrupted run.
         state = parallel.init(make_state, config.seed)
         folder = claim_workdir(workdir, config)
+        record_data(folder, config.data, train_split)
+        copy_modules(config.imports, folder / IMPORTS)
         if loaded is not None:
             state = start_from(state, loaded.params)
             write_atomically(folder / "init.txt", f"{loaded.report}\n")

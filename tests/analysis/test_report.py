@@ -32,7 +32,7 @@ def test_the_report_is_one_file_with_everything(tiny_run, capsys):
     text = " ".join(page.text)
     for part in ("Learning", "Confusion", "Where it looks", "Between time steps"):
         assert part in text
-    scores = json.loads((tiny_run / "eval/test_00000006.json").read_text())
+    scores = json.loads((tiny_run / "eval/test_00000006_1x1.json").read_text())
     assert f"{scores['top1']:.2%} of 21 test clips" in text
     # Curves, confusion, three pictures a sample, and the temporal stage.
     samples = len(re.findall("predicted ", text))

@@ -61,6 +61,9 @@ class PreparedClips:
         except Exception:  # its record is what can't be read
             return f"record {i}"
 
+    def id(self, i: int) -> str:
+        return read_example(self.clips, i)["id"].bytes_list.value[0].decode()
+
     def label(self, i: int, label: str) -> int:
         return _number(read_example(self.clips, i), label)
 

@@ -52,6 +52,11 @@ class ViewsSettings:
                 f"data.views.spatial={self.spatial} must be 1 or 3"
             )
 
+    @property
+    def name(self) -> str:
+        """How pages and files call these views: "4x3"."""
+        return f"{self.temporal}x{self.spatial}"
+
     def centre(self) -> "ViewsSettings":
         """Returns one view per clip, from the middle: for validation during training."""
         return replace(self, temporal=1, spatial=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from vivit.data.video import VideoReader
 
@@ -14,7 +14,8 @@ class ClipReader(Protocol):
     def __len__(self) -> int: ...
     def open(self, i: int) -> VideoReader: ...
     def label(self, i: int, label: str) -> int: ...  # without opening the video
-    def name(self, i: int) -> str: ...
+    def name(self, i: int) -> str: ...  # what messages call it
+    def id(self, i: int) -> str: ...  # by which other tools know it
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What scores are kept with: the data set, its version and content, label and classes."""
+        keys = ("name", "version", "digest", "label", "class_names")
+        return {key: getattr(self, key) for key in keys}
 
     def label_of(self, i: int) -> int:
         return int(self.reader.label(i, self.label))

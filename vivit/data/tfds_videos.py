@@ -69,6 +69,9 @@ class TfdsVideos:
     def name(self, i: int) -> str:
         return f"record {i}"
 
+    def id(self, i: int) -> str:
+        return str(i)
+
     def label(self, i: int, label: str) -> int:
         return read_example(self.records, i)[label].int64_list.value[0]
 

@@ -110,6 +110,9 @@ class VideoFiles:
     def name(self, i: int) -> str:
         return self.rows[i].name
 
+    def id(self, i: int) -> str:
+        return self.rows[i].id
+
     def label(self, i: int, label: str) -> int:
         return self.rows[i].labels[label]
 

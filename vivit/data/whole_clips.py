@@ -53,6 +53,9 @@ class WholeClips:
     def name(self, i: int) -> str:
         return f"record {i}"
 
+    def id(self, i: int) -> str:
+        return str(i)
+
     def label(self, i: int, label: str) -> int:
         return self.records[i][label]
 
