@@ -103,7 +103,7 @@ def test_portable_weights_predict_as_their_run(films, tiny_run, tmp_path, capsys
     from vivit.pretrained.__main__ import main as pretrained
 
     out = tmp_path / "weights"
-    pretrained(["export", str(tiny_run), str(out), "--checkpoint=latest"])
+    pretrained(["convert", str(tiny_run), str(out), "--checkpoint=latest"])
     video = str(films / "a.mp4")
     ours, _ = run_main(capsys, f"--weights={out}", "--json", video)
     theirs, _ = run_main(capsys, f"--workdir={tiny_run}", "--checkpoint=latest", "--json", video)

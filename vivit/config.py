@@ -23,6 +23,9 @@ from vivit.upgrade import MOVED, RENAMED, upgrade
 
 log = logging.getLogger(__name__)
 
+DATA_RECORD = "data.json"  # in a run's folder
+IMPORTS = "imports"  # in a run's folder: copies of the modules of config.imports
+
 
 def as_config(values: Config | ConfigDict | Mapping[str, Any]) -> Config:
     """Returns a config, checked, from a ConfigDict or from the values of a config.json.
@@ -227,6 +230,12 @@ def read_workdir(workdir: str | Path) -> Config:
         return as_config(upgrade(read_json(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_data_record(workdir: str | Path) -> dict[str, Any]:
+    """Returns what a run recorded of its data: name, root, label, class names; {} if nothing."""
+    path = Path(workdir) / DATA_RECORD
+    return read_json(path) if path.exists() else {}
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -17,7 +17,13 @@ import vivit
 from vivit.attention import KERNELS
 from vivit.axes import Logits
 from vivit.checkpoint import Checkpoints
-from vivit.config import import_modules, read_workdir
+from vivit.config import (
+    DATA_RECORD,
+    IMPORTS,
+    import_modules,
+    read_data_record,
+    read_workdir,
+)
 from vivit.data.files import is_uri
 from vivit.data.pipeline import ViewLoader
 from vivit.data.settings import DataSettings
@@ -30,9 +36,6 @@ from vivit.model.settings import ModelSettings
 from vivit.settings import Config
 
 log = logging.getLogger(__name__)
-
-DATA = "data.json"
-IMPORTS = "imports"  # copies of the modules of config.imports
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Run:
     @cached_property
     def data_settings(self) -> DataSettings:
         """The config's data, with paths that can be opened from any folder."""
-        data, place = self.config.data, self._recorded_data
+        data, place = self.config.data, read_data_record(self.workdir)
         found = {key: place[key] for key in ("root", "name") if _exists(place.get(key, ""))}
         if self.data_root is not None:
             found["root"] = self.data_root
@@ -89,13 +92,8 @@ class Run:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the model's classes, for which the data is not needed in newer runs."""
-        names = self._recorded_data.get("class_names")
+        names = read_data_record(self.workdir).get("class_names")
         return self.data.class_names if names is None else tuple(names)
-
-    @property
-    def _recorded_data(self) -> dict[str, Any]:
-        path = self.folder / DATA
-        return read_json(path) if path.exists() else {}
 
     @cached_property
     def data(self) -> Split:
@@ -194,7 +192,7 @@ def record_data(folder: Path, settings: DataSettings, split: Split) -> None:
     name = settings.name
     if name.endswith(MANIFESTS):
         name = str(Path(name).absolute())
-    write_json(folder / DATA, {**split.identity, "root": root, "name": name})
+    write_json(folder / DATA_RECORD, {**split.identity, "root": root, "name": name})
 
 
 def _exists(path: str) -> bool:

@@ -21,6 +21,7 @@ import vivit
 from vivit.checkpoint import Checkpoints
 from vivit.cli import run_command, show_log
 from vivit.config import (
+    IMPORTS,
     as_config,
     as_json,
     claim_workdir,
@@ -41,7 +42,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
 from vivit.pretrained.start import load_for_run
-from vivit.run import IMPORTS, check_batch_size, check_split, record_data
+from vivit.run import check_batch_size, check_split, record_data
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
 
 logger = logging.getLogger(__name__)

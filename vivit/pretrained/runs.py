@@ -8,7 +8,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from vivit.checkpoint import Checkpoints
-from vivit.config import read_workdir
+from vivit.config import read_data_record, read_workdir
 from vivit.io import sha256_of
 from vivit.model.params import unstack_layers
 from vivit.model.settings import ModelSettings
@@ -46,7 +46,9 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
         arrays = flat_params(checkpoints.read_params(step))
     config = path / "config.json"
     hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
-    return Archive(path, "run", arrays, read_json_object(config), {}, hashes)
+    labels = read_data_record(path).get("class_names", ())
+    described = {**read_json_object(config), "labels": labels}
+    return Archive(path, "run", arrays, described, {}, hashes)
 
 
 def _content_hash(arrays: Arrays) -> str:
