@@ -1,7 +1,7 @@
 """python docs/rollout.py RUN: writes docs/rollout.gif, clips with attention rollout over them.
 
-The first test clip of each class plays in a loop: above as it is, below with the rollout. Colours
-grow with the square root of a token's part in the readout, so that small parts are seen too.
+The first test clip of each class plays in a loop: above as it is, below with the rollout,
+drawn against a uniform map.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def films(workdir: str, limit: int) -> tuple[list[np.ndarray], list[str]]:
         large = clip.repeat(scale, axis=1).repeat(scale, axis=2)
         heat = heat_on_frames(part, grid=config.grid, clip=large.shape[:3])
         gap = np.full_like(large[:, :GAP], 255)
-        pairs.append(np.concatenate([large, gap, overlay(large, heat**0.5, opacity=0.8)], axis=1))
+        pairs.append(np.concatenate([large, gap, overlay(large, heat)], axis=1))
         wrong = "" if logits.argmax() == label else f" ({names[logits.argmax()]}?)"
         titles.append(f"{names[label]}{wrong}")
     return pairs, titles

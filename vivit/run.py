@@ -127,8 +127,10 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Returns all that vivit.evaluate wrote of the run, by split, training step and views."""
-        found = [read_json(path) for path in (self.folder / "eval").glob("*.json")]
-        return sorted(found, key=lambda x: (x["split"], x["step"], x["views"]))
+        paths = sorted((self.folder / "eval").glob("*.json"))  # 0.2.0's, without views, first
+        found = [read_json(path) for path in paths]
+        unique = {(x["split"], x["step"], x["views"]): x for x in found}
+        return [unique[key] for key in sorted(unique)]
 
     def predict(self, clips: UInt8[np.ndarray, "B F H W 3"]) -> Float[np.ndarray, "B classes"]:
         """Returns the probabilities of the classes for clips of the model's size.

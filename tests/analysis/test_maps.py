@@ -7,6 +7,7 @@ import pytest
 import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import capture, heat_on_frames, overlay, rollout
+from vivit.analysis.overlay import relative_entropy
 from vivit.model import stack_layers
 from vivit.model.settings import FAMILIES
 
@@ -142,12 +143,22 @@ def test_heat_lies_on_its_frames_and_places():
     assert frames[2, :2, :2].max() == 0
 
 
-def test_an_overlay_leaves_cold_pixels_alone():
+def test_an_overlay_is_drawn_against_the_uniform_map():
     clip = np.full((2, 4, 4, 3), 100, np.uint8)
-    heat = np.zeros((2, 4, 4), np.float32)
-    heat[1, 2, 3] = 5
-    covered = overlay(clip, heat)
+    heat = np.full((2, 4, 4), 0.25, np.float32)
+    np.testing.assert_array_equal(overlay(clip, heat), clip)  # a uniform map looks uniform
+    heat[1, 2, 3], heat[0, 1, 1] = 0.5, 0.125
+    covered = overlay(clip, heat, mean=0.25).astype(int)
     changed = (covered != clip).any(axis=-1)
-    assert changed.sum() == 1
-    assert changed[1, 2, 3]
-    np.testing.assert_array_equal(overlay(clip, np.zeros_like(heat)), clip)
+    assert changed.sum() == 2
+    assert covered[1, 2, 3, 0] > 100  # coloured: twice as much
+    assert covered[0, 1, 1].max() < 100  # dark: half as much
+    heat[1, 2, 3] = 0.26  # nearly uniform looks nearly so
+    assert abs(overlay(clip, heat, mean=0.25)[1, 2, 3].astype(int) - 100).max() <= 5
+
+
+def test_entropy_by_hand():
+    assert relative_entropy(np.full((2, 4), 1 / 8)) == pytest.approx(1)
+    assert relative_entropy(np.eye(1, 8).reshape(2, 4)) == 0
+    half = np.array([[0.5, 0.5, 0, 0]])
+    assert relative_entropy(half) == pytest.approx(0.5)

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 
 from vivit.analysis import open_run
-from vivit.analysis.report import main
+from vivit.analysis.report import draw_confusion, main, similar_first, write_report
+from vivit.results import read_rows
 
 
 class Page(HTMLParser):
@@ -25,19 +26,56 @@ class Page(HTMLParser):
 
 def test_the_report_is_one_file_with_everything(tiny_run, capsys):
     main([f"--workdir={tiny_run}", "--checkpoint=latest"])
-    assert str(tiny_run / "report.html") in capsys.readouterr().out
+    assert str(tiny_run / "report_test.html") in capsys.readouterr().out
     page = Page()
-    page.feed((tiny_run / "report.html").read_text())
-    assert all(link.startswith("data:image/") for link in page.links)
+    page.feed((tiny_run / "report_test.html").read_text())
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
     text = " ".join(page.text)
-    for part in ("Learning", "Confusion", "Where it looks", "Between time steps"):
+    for part in ("Evaluations", "Mistakes", "Classes", "Confusion", "Learning", "Where it looks"):
         assert part in text
     scores = json.loads((tiny_run / "eval/test_00000006_1x1.json").read_text())
-    assert f"{scores['top1']:.2%} of 21 test clips" in text
-    # Curves, confusion, three pictures a sample, and the temporal stage.
-    samples = len(re.findall("predicted ", text))
+    for part in (f"{scores['top1']:.2%}", "1x1 views", "checkpoint of step 6", "Split test"):
+        assert part in text
+    rows = read_rows(tiny_run / "eval/test_00000006_1x1.parquet")
+    wrong = [row for row in rows if row["classes"][0] != row["label"]]
+    assert f"{len(wrong)} of 21 clips are wrong" in text
+    most = max(wrong, key=lambda row: row["probabilities"][0])
+    assert text.index(f"record {most['index']}") == text.index("record ")  # it comes first
+    # One picture per mistake, curves, the colours, three pictures per sample, the temporal stage.
+    samples = len(re.findall("entropy ", text))
     assert samples == 8
-    assert len(page.images) == 2 + 3 * samples + 1
+    assert len(page.images) == min(len(wrong), 12) + 1 + 1 + 3 * samples + 1
+
+
+def test_reports_of_two_splits_stand_next_to_each_other(tiny_run):
+    paths = [
+        write_report(tiny_run, checkpoint="latest", split=split) for split in ("test", "validation")
+    ]
+    assert paths[0] != paths[1]
+    test, validation = (path.read_text() for path in paths)
+    assert "Split test" in test
+    assert "Split validation" in validation
+    assert "<td>validation</td>" in validation  # all evaluations of the run are listed
+    assert "<td>test</td>" in validation
+
+
+def test_400_classes_are_a_picture_with_the_confused_next_to_each_other():
+    rng = np.random.default_rng(0)
+    confusion = np.zeros((400, 400), int)
+    pairs = rng.permutation(400).reshape(200, 2)  # each class is taken for one other
+    for i, j in pairs:
+        confusion[i, i] = confusion[j, j] = 6
+        confusion[i, j] = confusion[j, i] = 4
+    order = similar_first(confusion / 10)
+    places = {name: place for place, name in enumerate(order)}
+    assert all(abs(places[i] - places[j]) == 1 for i, j in pairs)
+    names = [f"class <{i}>" for i in range(400)]
+    drawn = draw_confusion(confusion, names)
+    assert len(drawn) < 200_000
+    data = json.loads(re.search(r"application/json[^>]*>(.*?)</script>", drawn, re.S)[1])
+    i, j = pairs[0]
+    assert data["counts"][f"{places[i]},{places[j]}"] == 4
+    assert data["names"][places[i]] == f"class <{i}>"
 
 
 def test_an_opened_run_gives_clips_and_their_labels(tiny_run):

@@ -6,6 +6,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
+LIMIT = 4.0  # times the uniform map: what gets the full colour, and a fourth the full shade
+
 
 def heat_on_frames(
     heat: Float[np.ndarray, "T S"], *, grid: tuple[int, int, int], clip: tuple[int, int, int]
@@ -24,14 +26,35 @@ def overlay(
     clip: UInt8[np.ndarray, "F H W 3"],
     heat: Float[np.ndarray, "F H W"],
     *,
-    opacity: float = 0.6,
-    colours: str = "inferno",
+    mean: float | None = None,
+    limit: float = LIMIT,
+    opacity: float = 0.75,
+    colours: str = "autumn",
 ) -> UInt8[np.ndarray, "F H W 3"]:
-    """Returns frames with a heat map over them, whose opacity grows with the heat.
+    """Returns frames with a heat map over them, drawn against the uniform map.
 
-    The heat is scaled by the largest value of the whole clip, so that frames can be compared.
+    Where the heat is that of a uniform map, the frame is plain. Where it is more, a colour covers
+    the frame, fully at `limit` times the uniform map; where it is less, the frame is dark.
+    mean: the heat of a uniform map; None for the mean of `heat`.
     """
-    scaled = np.asarray(heat) / max(float(np.max(heat)), 1e-12)
-    coloured = matplotlib.colormaps[colours](scaled)[..., :3] * 255
-    alpha = opacity * scaled[..., None]
-    return (clip * (1 - alpha) + coloured * alpha).round().astype(np.uint8)
+    uniform = float(np.mean(heat)) if mean is None else mean
+    ratio = np.asarray(heat, np.float32) / max(uniform, 1e-12)
+    strength = np.log(np.maximum(ratio, 1e-6)) / np.log(limit)
+    more, less = np.clip(strength, 0, 1)[..., None], np.clip(-strength, 0, 1)[..., None]
+    coloured = matplotlib.colormaps[colours](more[..., 0])[..., :3] * 255
+    frames = clip * (1 - opacity * less)
+    return (frames * (1 - opacity * more) + coloured * opacity * more).round().astype(np.uint8)
+
+
+def colour_bar(*, width: int = 240, height: int = 14) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the colours of `overlay` on grey, from 1 / LIMIT to LIMIT times the uniform map."""
+    ratios = LIMIT ** np.linspace(-1, 1, width, dtype=np.float32)
+    grey = np.full((1, height, width, 3), 150, np.uint8)
+    return overlay(grey, np.broadcast_to(ratios, (1, height, width)), mean=1.0)[0]
+
+
+def relative_entropy(heat: Float[np.ndarray, "T S"]) -> float:
+    """Returns the entropy of a map over that of the uniform map: 1 for uniform, 0 for one token."""
+    p = np.asarray(heat, np.float64).ravel()
+    p = p[p > 0] / p.sum()
+    return float(-(p * np.log(p)).sum() / np.log(np.size(heat)))

@@ -1,13 +1,9 @@
 """python -m vivit.analysis.report --workdir=RUN: one HTML file that shows what a run learned.
 
-Curves, the confusion matrix, sample clips with attention rollout over them, and the attention
-between time steps of the layers that mix time. Pictures are inside the file.
+Scores of all evaluations, mistakes, classes, confusion, learning curves, sample clips with
+attention rollout over them, and the attention between time steps. Pictures are inside the file.
 """
 
-import argparse
-import base64
-import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,38 +15,67 @@ matplotlib.use("Agg")
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
-from PIL import Image
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from vivit.analysis.capture import AttentionMaps, capture
-from vivit.analysis.overlay import heat_on_frames, overlay
+from vivit.analysis.overlay import colour_bar, heat_on_frames, overlay, relative_entropy
+from vivit.analysis.page import cards, film, image, page, percent, picture, table, text
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
-from vivit.cli import add_run_arguments, run_command, show_log
+from vivit.cli import add_run_arguments, make_parser, run_command, show_log
 from vivit.evaluate import evaluate
 from vivit.io import read_json, write_atomically
+from vivit.results import read_rows
+from vivit.run import Run, evaluation_path
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
+MISTAKES = 12  # clips shown
+PAIRS = 15  # confused pairs listed
+SMALL = 30  # classes, up to which the confusion is a table of numbers
+FRAMES = 4  # of each mistake
 
 
-def write_report(workdir: str | Path, *, checkpoint: str = "best", split: str = "test") -> Path:
-    """Writes RUN/report.html, after an evaluation of the checkpoint, and returns its path."""
-    run = open_run(workdir, checkpoint=checkpoint, split=split)
-    scores = run.scores(step=run.step)
-    if scores is None:
-        scores = read_json(evaluate(workdir, checkpoint=str(run.step), split=split))
-    clips, labels = run.clips(run.one_of_each_class(SAMPLES))
+def write_report(
+    workdir: str | Path,
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    views: str = "",
+    data_root: str | None = None,
+) -> Path:
+    """Writes RUN/report_SPLIT.html, after an evaluation of the checkpoint; returns its path.
+
+    views: "4x3" for other views than the config's. data_root: see `vivit.run.Run`.
+    """
+    run = open_run(workdir, checkpoint=checkpoint, split=split, data_root=data_root)
+    name = views or run.config.data.views.name
+    path = evaluation_path(run.folder, split=split, step=run.step, views=name)
+    rows = path.with_suffix(".parquet")
+    if not (path.exists() and rows.exists()):
+        evaluate(workdir, checkpoint=str(run.step), split=split, views=views, data_root=data_root)
+    scores, clip_rows = read_json(path), read_rows(rows)
+    images, labels = run.clips(run.one_of_each_class(SAMPLES))
+    maps = capture(run.model, run.params, images)
     names = run.data.class_names
-    maps = capture(run.model, run.params, clips)
+    confusion = np.array(scores["confusion"])
     sections = [
-        ("Learning", [picture(draw_curves(columns(run.metrics)))]),
-        ("Confusion", [picture(draw_confusion(scores["confusion"], names))]),
-        ("Where it looks", _samples(maps, clips, labels, names)),
+        ("Evaluations", _evaluations(run, scores)),
+        ("Mistakes", _mistakes(run, clip_rows)),
+        ("Classes", _classes(scores, confusion)),
+        ("Confusion", draw_confusion(confusion, names)),
+        ("Learning", picture(draw_curves(columns(run.metrics)), alt="learning curves")),
+        ("Where it looks", _samples(maps, images, labels, names)),
         ("Between time steps", _over_time(maps)),
+        ("Config", _config(scores)),
     ]
-    path = run.folder / "report.html"
-    write_atomically(path, _page(scores, _summary(scores, run.folder), sections))
-    return path
+    model = scores["config"]["model"]
+    out = run.folder / f"report_{split}.html"
+    title = f"{scores['data']['name']}: {model['family']}"
+    write_atomically(out, page(title, _header(scores, run), sections))
+    plt.close("all")
+    return out
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -79,189 +104,251 @@ def draw_curves(metrics: dict[str, dict[str, np.ndarray]]) -> Figure:
     return figure
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
-    """Draws counts of labels (rows) against predictions; the colour is the fraction of the row."""
-    counts = np.array(confusion)
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 1.6 + 0.55 * len(names)
-    figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 30:
-        for (i, j), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if fractions[i, j] > 0.5 else "black"
-                axis.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="predicted", ylabel="label")
+def draw_over_time(weights: Float[np.ndarray, "L h Tq Tk"], title: str) -> Figure:
+    """Draws weights as one picture: a square per layer (row of squares) and head (column)."""
+    layers, heads, queries, keys = weights.shape
+    gap = max(1, keys // 8)
+    canvas = np.full((layers * (queries + gap) - gap, heads * (keys + gap) - gap), np.nan)
+    for layer, head in np.ndindex(layers, heads):
+        y, x = layer * (queries + gap), head * (keys + gap)
+        canvas[y : y + queries, x : x + keys] = weights[layer, head]
+    size = (min(1.4 * heads + 1.6, 12), min(1.4 * layers + 0.8, 14))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    drawn = axis.imshow(canvas, vmin=0, vmax=np.nanmax(canvas), interpolation="nearest")
+    middle = lambda count, size: np.arange(count) * (size + gap) + (size - 1) / 2
+    axis.set_xticks(middle(heads, keys), [f"head {i}" for i in range(heads)], fontsize=8)
+    axis.set_yticks(middle(layers, queries), [f"layer {i}" for i in range(layers)], fontsize=8)
+    axis.tick_params(length=0)
+    axis.set_title(title, fontsize=10)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=axis, shrink=0.8, label="weight")
     return figure
 
 
-def draw_filmstrip(clip: np.ndarray, heat: np.ndarray, steps: int) -> Figure:
-    """Draws the middle frame of each tubelet: plain above, with the heat over it below."""
-    frames = np.arange(steps) * len(clip) // steps + len(clip) // steps // 2
-    covered = overlay(clip, heat)
-    figure, axes = plt.subplots(
-        2, steps, figsize=(1.2 * steps, 2.5), layout="constrained", squeeze=False
+def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
+    """Returns counts of labels (rows) against predictions as HTML; the colour is the fraction of
+    the row.
+
+    Many classes are a picture in which classes that are confused stand next to each other.
+    """
+    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    about = "<p>Labels are rows, predictions columns; the colour is the part of the row.</p>"
+    if len(names) <= SMALL:
+        head = "".join(f"<th>{text(name)}</th>" for name in names)
+        lines = [
+            f"<tr><th>{text(name)}</th>" + "".join(map(_matrix_cell, row, parts)) + "</tr>"
+            for name, row, parts in zip(names, confusion, fractions, strict=True)
+        ]
+        return (
+            f'{about}<table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table>"
+        )
+    order = similar_first(fractions)
+    shown = fractions[np.ix_(order, order)]
+    colours = (matplotlib.colormaps["Blues"](shown**0.5)[..., :3] * 255).astype(np.uint8)
+    counts = confusion[np.ix_(order, order)]
+    cells = {f"{i},{j}": int(counts[i, j]) for i, j in np.argwhere(counts)}
+    data = json.dumps({"names": [names[i] for i in order], "counts": cells}).replace("<", "\\u003c")
+    return (
+        f"{about}<p>Classes that are confused stand next to each other. Point at a place to see "
+        f'which it is: <span id="hover" class="quiet"></span></p>'
+        f"{image(colours, alt='confusion of all classes', id='confusion-map')}"
+        f'<script type="application/json" id="confusion-data">{data}</script>'
     )
-    for column, frame in enumerate(frames):
-        axes[0, column].imshow(clip[frame])
-        axes[1, column].imshow(covered[frame])
-        axes[0, column].set_title(f"frame {frame}", fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure
 
 
-def draw_over_time(weights: np.ndarray, title: str) -> Figure:
-    """Draws weights [L, h, Tq, Tk], one picture per layer (rows) and head (columns)."""
-    layers, heads = weights.shape[:2]
-    figure, axes = plt.subplots(
-        layers,
-        heads,
-        figsize=(1.9 * heads + 1, 1.9 * layers + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
-    for (layer, head), axis in np.ndenumerate(axes):
-        image = axis.imshow(weights[layer, head], cmap="viridis", vmin=0, vmax=weights.max())
-        axis.set(xticks=[], yticks=[], title=f"head {head}" if layer == 0 else "")
-        axis.set_ylabel(f"layer {layer}\nquery time step" if head == 0 else "")
-        axis.set_xlabel("key time step" if layer == layers - 1 else "")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
-    figure.suptitle(title, fontsize=10)
-    return figure
+def similar_first(fractions: Float[np.ndarray, "classes classes"]) -> list[int]:
+    """Returns an order of the classes in which those that are confused are neighbours."""
+    both = fractions + fractions.T
+    distance = 1 - both / max(float(both.max()), 1e-12)
+    upper = distance[np.triu_indices(len(both), 1)]
+    return leaves_list(linkage(upper, "average")).tolist()
 
 
-def picture(figure: Figure, *, alt: str = "") -> str:
-    """Returns a figure as an <img> that contains its PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    plt.close(figure)
-    return _img("png", buffer.getvalue(), alt)
+def _matrix_cell(count: int | np.integer, part: float | np.floating) -> str:
+    red, green, blue = (int(255 * x) for x in matplotlib.colormaps["Blues"](0.9 * part)[:3])
+    ink = "#fff" if part > 0.5 else "#1b1f24"
+    shown = count if count else ""
+    return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{shown}</td>'
 
 
-def film(frames: np.ndarray, *, scale: int, alt: str = "") -> str:
-    """Returns frames uint8 [F, H, W, 3] as an <img> that plays them in a loop."""
-    images = [
-        Image.fromarray(frame).resize((frame.shape[1] * scale, frame.shape[0] * scale), 0)
-        for frame in frames
+def _header(scores: dict[str, Any], run: Run) -> str:
+    model, data = scores["config"]["model"], scores["data"]
+    values = [
+        ("top-1 accuracy", f"{scores['top1']:.2%}"),
+        ("loss (nats)", f"{scores['loss']:.4f}"),
+        (f"{scores['split']} clips", f"{scores['clips']:,}"),
     ]
-    buffer = io.BytesIO()
-    images[0].save(
-        buffer, format="GIF", save_all=True, append_images=images[1:], duration=120, loop=0
+    recalls = [row["recall"] for row in scores["per_class"] if row["recall"] is not None]
+    values.insert(1, ("mean class accuracy", f"{np.mean(recalls):.2%}"))
+    if len(scores["per_class"]) > 5:
+        values.insert(1, ("top-5 accuracy", f"{scores['top5']:.2%}"))
+    if scores["damaged"]:
+        values.append(("clips that could not be read", str(scores["damaged"])))
+    path = run.folder / "cost.json"
+    if path.exists():
+        cost = read_json(path)
+        values.append(("parameters", f"{cost['parameters']:,}"))
+        values.append(("multiply-adds per clip", f"{cost['multiply_adds'] / 1e6:,.1f} M"))
+    return (
+        f'<p class="quiet">Run {text(run.folder.resolve().name)}, checkpoint of step '
+        f"{scores['step']}. Split {text(scores['split'])} in {scores['views']} views (clips x "
+        f"crops of each video). Data {text(data['name'])} {data['version']}, label "
+        f"{text(data['label'])}, digest {data['digest'][:16]}. {model['kernel']} attention, "
+        f"{model['readout']} readout.</p>"
+        f"{cards(values)}"
     )
-    return _img("gif", buffer.getvalue(), alt)
 
 
-def _img(kind: str, data: bytes, alt: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{encoded}">'
+def _evaluations(run: Run, scores: dict[str, Any]) -> str:
+    key = lambda x: (x["split"], x["step"], x["views"])
+    found = run.evaluations()
+    rows = [
+        (x["split"], x["step"], x["views"], x["clips"], percent(x["top1"], digits=2),
+         percent(x["top5"], digits=2), (x["loss"], f"{x['loss']:.4f}"))
+        for x in found
+    ]  # fmt: skip
+    head = ("split", "step", "views", "clips", "top-1", "top-5", "loss")
+    now = [i for i, x in enumerate(found) if key(x) == key(scores)]
+    about = "<p>All evaluations of this run; the rest of the page is of the one in colour.</p>"
+    return about + table(head, rows, marked=now)
+
+
+def _mistakes(run: Run, rows: list[dict[str, Any]]) -> str:
+    wrong = [row for row in rows if row["classes"][0] != row["label"]]
+    if not wrong:
+        return f"<p>None: all {len(rows)} clips are right.</p>"
+    wrong.sort(key=lambda row: -row["probabilities"][0])
+    pairs: dict[tuple[str, str], int] = {}
+    clips_of: dict[str, int] = {}
+    for row in rows:
+        clips_of[row["label"]] = clips_of.get(row["label"], 0) + 1
+    for row in wrong:
+        pair = row["label"], row["classes"][0]
+        pairs[pair] = pairs.get(pair, 0) + 1
+    listed = sorted(pairs.items(), key=lambda item: -item[1])[:PAIRS]
+    cells = [(a, b, n, percent(n / clips_of[a])) for (a, b), n in listed]
+    images, _ = run.clips([row["index"] for row in wrong[:MISTAKES]])
+    figures = "".join(map(_mistake, wrong[:MISTAKES], images))
+    return (
+        f"<p>{len(wrong)} of {len(rows)} clips are wrong; the most confident first.</p>"
+        f'<div class="grid">{figures}</div><h3>Most confused</h3>'
+        f"{table(('label', 'predicted', 'clips', 'of the label'), cells)}"
+    )
+
+
+def _mistake(row: dict[str, Any], clip: np.ndarray) -> str:
+    chosen = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
+    strip = np.concatenate(list(clip[chosen]), axis=1)
+    small = clip.shape[1] < 64
+    shown = image(strip, alt="frames of the clip", scale=2 if small else 1, crisp=small)
+    best = ", ".join(
+        f"{text(name)} {p:.1%}"
+        for name, p in zip(row["classes"][:3], row["probabilities"], strict=False)
+    )
+    return (
+        f"<figure>{shown}<figcaption><b>{text(row['label'])}</b>, predicted "
+        f'<span class="wrong">{best}</span>, loss {row["loss"]:.2f}<br>'
+        f'<span class="quiet">{text(row["path"])} {text(row["segment"])}</span>'
+        f"</figcaption></figure>"
+    )
+
+
+def _classes(scores: dict[str, Any], confusion: np.ndarray) -> str:
+    names = [row["class"] for row in scores["per_class"]]
+    others = confusion - np.diag(np.diag(confusion))
+    rows = []
+    for i, row in enumerate(scores["per_class"]):
+        other = int(others[i].argmax())
+        count = int(others[i, other])
+        taken = (count, f"{names[other]} ({count})" if count else "")
+        rows.append(
+            (row["class"], row["clips"], percent(row["recall"]), percent(row["precision"]), taken)
+        )
+    head = ("class", "clips", "recall", "precision", "most often taken for")
+    return f'<p>Click a head to sort.</p><div class="scroll">{table(head, rows)}</div>'
 
 
 def _samples(
     maps: AttentionMaps, clips: np.ndarray, labels: np.ndarray, names: Sequence[str]
-) -> list[str]:
-    parts_of_readout = np.asarray(rollout(maps))
+) -> str:
+    parts, config = np.asarray(rollout(maps)), maps.model.config
     probabilities = np.asarray(jax.nn.softmax(maps.logits))
-    text = (
-        "<p>Attention rollout from the readout back to the tokens: the brighter, the larger the "
-        "part of that tubelet in what the head gets. Scaled by the largest part in each clip.</p>"
+    about = (
+        "<p>Attention rollout from the readout back to the tokens, against a uniform map (1/N for "
+        "each of N tokens): plain where a token has as much, coloured where it has more, dark "
+        "where it has less. Entropy 100% is a uniform map.</p><p>1/4 of uniform "
+        f"{image(colour_bar(), alt='colours from a quarter of uniform to 4 times', crisp=False)} "
+        "4 times uniform</p>"
     )
-    parts = [text]
-    for clip, part, probability, label in zip(
-        clips, parts_of_readout, probabilities, labels, strict=True
-    ):
+    figures = []
+    for clip, part, probability, label in zip(clips, parts, probabilities, labels, strict=True):
         guess, label = int(probability.argmax()), int(label)
         verdict = "correct" if guess == label else "wrong"
-        heat = heat_on_frames(part, grid=maps.model.config.grid, clip=maps.model.config.clip)
+        heat = heat_on_frames(part, grid=config.grid, clip=config.clip)
         scale = max(1, 128 // clip.shape[1])
-        caption = (
-            f"<b>{html.escape(names[label])}</b>: predicted {html.escape(names[guess])} "
-            f'({probability[guess]:.0%}), <span class="{verdict}">{verdict}</span>'
-        )
+        covered = overlay(clip, heat, mean=1 / part.size)
         films = film(clip, scale=scale, alt="the clip") + film(
-            overlay(clip, heat), scale=scale, alt="the clip with its rollout"
+            covered, scale=scale, alt="the clip with its rollout"
         )
-        strip = picture(
-            draw_filmstrip(clip, heat, maps.model.config.grid[0]), alt="frames and rollout"
+        figures.append(
+            f'<figure><div class="side">{films}</div>'
+            f"{_filmstrip(clip, covered, config.grid[0])}<figcaption>"
+            f"<b>{text(names[label])}</b>: predicted {text(names[guess])} "
+            f'({probability[guess]:.0%}), <span class="{verdict}">{verdict}</span>; '
+            f"entropy {relative_entropy(part):.1%}</figcaption></figure>"
         )
-        parts.append(f'<figure>{films}<div class="strip">{strip}</div>'
-                     f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
-    return parts
+    return f'{about}<div class="grid">{"".join(figures)}</div>'
 
 
-def _over_time(maps: AttentionMaps) -> list[str]:
+def _filmstrip(clip: np.ndarray, covered: np.ndarray, steps: int) -> str:
+    """Returns the middle frame of each tubelet: plain above, with the rollout below."""
+    frames = np.arange(steps) * len(clip) // steps + len(clip) // steps // 2
+    lines = [np.concatenate(list(x[frames]), axis=1) for x in (clip, covered)]
+    small = clip.shape[1] < 64
+    strip = np.concatenate(lines)
+    return image(strip, alt="frames and rollout", scale=2 if small else 1, crisp=small)
+
+
+def _over_time(maps: AttentionMaps) -> str:
     kinds = dict.fromkeys((a.stage, a.pattern) for a in maps.attentions)
     timely = [(stage, pattern.label) for stage, pattern in kinds if "t" in pattern.axes]
     if not timely:
-        return ["<p>No layer of this model mixes time steps.</p>"]
+        return "<p>No layer of this model mixes time steps.</p>"
     parts = [
-        "<p>Weight from each time step (row) to each time step (column), averaged over the clips "
-        "above and over spatial tokens.</p>"
+        "<p>Weight from each time step (row of a square) to each time step (column), averaged over "
+        "the clips above and over spatial tokens.</p>"
     ]
     for stage, name in timely:
         weights = np.asarray(maps.over_time(stage=stage, pattern=name)).mean(axis=1)
-        parts.append(picture(draw_over_time(weights, f"stage {stage}, {name} attention")))
-    return parts
+        title = f"stage {stage}, {name} attention"
+        parts.append(picture(draw_over_time(weights, title), alt=title))
+    return "".join(parts)
 
 
-def _summary(scores: dict[str, Any], workdir: Path) -> list[tuple[str, str]]:
-    model, data = scores["config"]["model"], scores["data"]
-    rows = [
-        ("top-1 accuracy", f"{scores['top1']:.2%} of {scores['clips']} {scores['split']} clips"),
-        ("views", f"{scores['views']} (clips x crops of each video)"),
-        ("loss", f"{scores['loss']:.4f} nats"),
-        ("run", f"{workdir.name}, checkpoint of step {scores['step']}"),
-        ("family", f"{model['family']}, {model['kernel']} attention, {model['readout']} readout"),
-        ("data", f"{data['name']} {data['version']}, label {data['label']}"),
-        ("data digest", data["digest"][:16]),
-    ]
-    cost_path = workdir / "cost.json"
-    if cost_path.exists():
-        cost = read_json(cost_path)
-        rows.insert(5, ("parameters", f"{cost['parameters']:,}"))
-        rows.insert(6, ("multiply-adds", f"{cost['multiply_adds'] / 1e6:,.1f} M per clip"))
-    return rows
-
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; vertical-align: top; }
-td:first-child { color: #59636e; } img { max-width: 100%; vertical-align: middle; }
-figure { margin: 1.2rem 0; } figure > img { margin-right: .4rem; image-rendering: pixelated; }
-.strip { display: inline-block; max-width: calc(100% - 18rem); vertical-align: middle; }
-.correct { color: #1a7f37; } .wrong { color: #cf222e; font-weight: 600; }
-details pre { background: #f6f8fa; padding: 1rem; overflow: auto; font-size: 12px; }
-"""
-
-
-def _page(
-    scores: dict[str, Any], summary: list[tuple[str, str]], sections: list[tuple[str, list[str]]]
-) -> str:
-    title = f"{scores['data']['name']}: {scores['config']['model']['family']}"
-    rows = "".join(
-        f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary
-    )
-    body = "".join(f"<h2>{name}</h2>\n" + "\n".join(parts) for name, parts in sections)
-    config = html.escape(json.dumps(scores["config"], indent=2))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
-        f"</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f"<table>{rows}</table>{body}<h2>Config</h2><details><summary>all of it</summary>"
-        f"<pre>{config}</pre></details></body></html>\n"
-    )
+def _config(scores: dict[str, Any]) -> str:
+    config = text(json.dumps(scores["config"], indent=2))
+    return f"<details><summary>all of it</summary><pre>{config}</pre></details>"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.analysis.report", description=__doc__)
+    parser = make_parser(
+        "vivit.analysis.report",
+        __doc__,
+        "python -m vivit.analysis.report --workdir=runs/moving_digits",
+        "python -m vivit.analysis.report --workdir=runs/mine --split=validation --views=4x3",
+    )
     show_log()
     add_run_arguments(parser)
+    parser.add_argument("--views", default="", help="4x3 for 4 clips of each video in 3 crops")
     arguments = parser.parse_args(argv)
-    path = write_report(arguments.workdir, checkpoint=arguments.checkpoint, split=arguments.split)
+    path = write_report(
+        arguments.workdir,
+        checkpoint=arguments.checkpoint,
+        split=arguments.split,
+        views=arguments.views,
+        data_root=arguments.data_root,
+    )
     print(f"open {path}")
 
 
