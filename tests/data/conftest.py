@@ -2,7 +2,7 @@
 
 import pytest
 
-import vivit.dataprep.published  # noqa: F401
+import vivit.dataprep.class_folders  # noqa: F401
 from tests.data.films import film
 from vivit.data.pipeline import eval_batches, train_batches
 from vivit.data.settings import DataSettings, ViewsSettings

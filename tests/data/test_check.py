@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.data.films import film, sound
@@ -8,6 +9,7 @@ from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
 from vivit.dataprep.__main__ import main
 from vivit.dataprep.check import check
 from vivit.dataprep.manifest_files import write_manifest
+from vivit.dataprep.similar import FLAT_HASH, hash_frame, similar_pairs
 
 
 @pytest.fixture
@@ -54,6 +56,71 @@ def test_everything_that_is_wrong_is_found(messy):
     assert first.rate == pytest.approx(25, abs=0.1)
 
 
+def test_findings_are_listed_by_severity_and_kind(tmp_path, capsys):
+    names = [f"gone{i}" for i in range(8)]
+    for i in range(5):
+        film(tmp_path / f"good{i}.mp4", frames=30)
+    film(tmp_path / "fast.mp4", frames=30, rate=60)
+    (tmp_path / "page.mp4").write_bytes(b"<html>")
+    kept = ["fast", *names, *(f"good{i}" for i in range(5)), "page"]
+    clips = tuple(ClipRow(f"{name}.mp4", "train", {"label": -1 if name == "good0" else 0})
+                  for name in kept)  # fmt: skip
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    main(["check", str(tmp_path / "m.csv")])
+    text = capsys.readouterr().out
+    heads = ["damaged (1):", "missing (8):", "odd frame rate (1):"]
+    assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)
+    assert "gone4.mp4: does not exist\n    and 3 more" in text
+    assert "1 clips of train have no label" in text
+    page = (tmp_path / "m.check.html").read_text()
+    assert page.index("<h2>damaged") < page.index("<h2>missing") < page.index("<h2>odd frame rate")
+    assert "(none)" not in text + page
+
+
+def test_clips_that_look_alike_in_several_splits_are_found(tmp_path):
+    film(tmp_path / "a.mp4", frames=60)
+    film(tmp_path / "b.mkv", container="matroska", frames=60, options={"crf": "34"})
+    rows = [("a.mp4", "train"), ("b.mkv", "test")]
+    clips = tuple(ClipRow(path, split, {"label": 0}) for path, split in rows)
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    report = check(tmp_path / "m.csv")
+    assert report.leaks == []
+    assert ["a.mp4 (train)", "b.mkv (test)"] in report.similar
+
+
+def test_frames_without_structure_look_like_nothing():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    assert hash_frame(grey) == FLAT_HASH
+    hashes = np.full((2, 3), FLAT_HASH)
+    assert similar_pairs(hashes, ["train", "test"]) == []
+    alike = np.array([[1, 2, 4], [1, 2, 1 << 40], [3, 5, 9]], np.uint64)
+    assert similar_pairs(alike, ["train", "train", "train"]) == []
+
+
+def test_pairs_are_found_over_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(1, 1 << 63, (40, 3), np.uint64)
+    hashes[31] = hashes[4] ^ np.uint64(0b111)
+    hashes[7] = hashes[5]  # in one split
+    monkeypatch.setattr("vivit.dataprep.similar.BLOCK", 100)
+    splits = ["train"] * 30 + ["test"] * 10
+    assert similar_pairs(hashes, splits) == [(4, 31)]
+
+
+def test_segments_and_names_show_sources_in_several_splits(tmp_path):
+    rows = [
+        ("x.mp4", 0.0, 1.0, "train"),
+        ("x.mp4", 2.0, 3.0, "test"),
+        ("film_1.mp4", None, None, "train"),
+        ("film_2.mp4", None, None, "test"),
+        ("3.mp4", None, None, "test"),
+    ]
+    clips = tuple(ClipRow(p, split, {"label": 0}, start, end) for p, start, end, split in rows)
+    write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
+    report = check(tmp_path / "m.csv")
+    assert report.sources == ["x.mp4: 1 in test, 1 in train", "film: 1 in test, 1 in train"]
+
+
 def test_decoding_finds_what_the_packets_do_not_show(tmp_path):
     data = bytearray(film(frames=60, options={"g": "60"}))
     start = data.index(b"mdat") + 3000
@@ -61,7 +128,7 @@ def test_decoding_finds_what_the_packets_do_not_show(tmp_path):
     (tmp_path / "holes.mp4").write_bytes(data)
     clips = (ClipRow("holes.mp4", "train", {"label": 0}),)
     write_manifest(tmp_path / "m.csv", Manifest(clips, {"label": Classes(("a",))}))
-    assert check(tmp_path / "m.csv").kinds == {}
+    assert check(tmp_path / "m.csv", similar=False).kinds == {}
     assert check(tmp_path / "m.csv", decode=True).kinds == {"damaged": 1}
 
 

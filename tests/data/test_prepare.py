@@ -295,7 +295,7 @@ def test_the_same_clip_in_two_splits_is_refused(videos, tmp_path):
     shutil.copytree(videos, root)
     shutil.copy(root / "train/up/1.mp4", root / "test/up/0.mp4")
     with pytest.raises(ValueError, match=r"test/up/0.mp4 \(test\) is train/up/1.mp4 \(train\)"):
-        prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0)
+        prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0.0)
     prepare_manifest(root / "films.csv", tmp_path / "out", allow_shared=True)
 
 

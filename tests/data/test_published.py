@@ -1,13 +1,16 @@
 """Every annotation format as it was published, on files of a few bytes."""
 
 import json
+import re
 
 import pytest
 
+import vivit.dataprep.class_folders
 import vivit.dataprep.dmvr
 import vivit.dataprep.published  # noqa: F401
 from vivit.data.manifest import UNLABELLED, read_manifest
 from vivit.dataprep.__main__ import main
+from vivit.dataprep.class_folders import source_of
 from vivit.dataprep.convert import FORMATS, convert
 
 
@@ -164,7 +167,7 @@ def test_something_something(tmp_path):
     manifest, _ = run(tmp_path, "something", [test, answers], classes=str(names))
     assert rows(manifest)["4.webm"][1] == "Holding something"
     bad = write(tmp_path / "train.json", json.dumps([{"id": "1", "template": "Eating [it]"}]))
-    with pytest.raises(ValueError, match="1: unknown template 'eating it'"):
+    with pytest.raises(ValueError, match=r"train.json entry 1 \(1\): unknown template 'eating it'"):
         run(tmp_path, "something", [bad], classes=str(names))
 
 
@@ -262,7 +265,7 @@ def test_a_folder_of_class_folders(tmp_path):
     other, _ = run(tmp_path, "folder", [], holdout="0.3,0.0", seed="1")
     assert [clip.split for clip in other.clips].count("validation") == 6
     touch(tmp_path / "v", "stray.mp4")
-    with pytest.raises(ValueError, match=r"'stray.mp4' is in no class folder"):
+    with pytest.raises(ValueError, match=r"move them, or leave them out with --skip:\n  stray.mp4"):
         run(tmp_path, "folder", [])
 
 
@@ -270,13 +273,165 @@ def test_a_folder_with_splits(tmp_path):
     touch(tmp_path / "v", "train/run/1.mp4", "val/run/2.mp4", "test/jump/3.mp4")
     manifest, _ = run(tmp_path, "folder", [])
     touch(tmp_path / "w", "train/run/1.mp4", "extra/run/2.mp4")
-    with pytest.raises(ValueError, match=r"'extra/run/2.mp4' is in no class folder of a split"):
+    with pytest.raises(ValueError, match=r"no class folder of a split.*\n  extra/run/2.mp4"):
         convert("folder", tmp_path / "w", [], tmp_path / "other.csv")
     assert rows(manifest) == {
         "test/jump/3.mp4": ("test", "jump", None, None),
         "train/run/1.mp4": ("train", "run", None, None),
         "val/run/2.mp4": ("validation", "run", None, None),
     }
+
+
+def test_stray_files_are_all_listed_or_skipped(tmp_path, caplog):
+    touch(tmp_path / "v", "run/1.mp4", "jump/2.gif", "a.mp4", "b.mov", "notes.txt", "list.txt")
+    with pytest.raises(ValueError, match=r"--skip:\n  a.mp4\n  b.mov"):
+        run(tmp_path, "folder", [])
+    with caplog.at_level("INFO", "vivit"):
+        manifest, _ = run(tmp_path, "folder", [], skip=True)
+    assert set(rows(manifest)) == {"run/1.mp4", "jump/2.gif"}
+    assert "left out 2 other files" in caplog.text
+    assert "2 of .txt" in caplog.text
+    assert "2 files are in no class folder and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["gif", "ogv", "3gp", "mts"])
+def test_videos_of_rarer_endings_are_taken(tmp_path, ending):
+    touch(tmp_path / "v", f"run/1.{ending}")
+    assert len(run(tmp_path, "folder", [])[0].clips) == 1
+
+
+def test_a_group_stays_in_one_split(tmp_path):
+    films = [f"film{k}" for k in range(12)]
+    touch(tmp_path / "v", *(f"{c}/{f}_{i}.mp4" for c in ("run", "jump") for f in films
+                            for i in range(3)))  # fmt: skip
+    manifest, _ = run(tmp_path, "folder", [], group=r"/([^/]+)_\d+\.", holdout="0.25,0.25")
+    splits = {}
+    for clip in manifest.clips:
+        splits.setdefault(clip.path.split("/")[1].split("_")[0], set()).add(clip.split)
+    assert all(len(found) == 1 for found in splits.values())
+    counts = [clip.split for clip in manifest.clips]
+    assert {s: counts.count(s) for s in counts} == {"train": 36, "validation": 18, "test": 18}
+    other, _ = run(tmp_path, "folder", [], group=r"/([^/]+)_\d+\.", holdout="0.25,0.25", seed="1")
+    assert other != manifest
+    # The same by a column of a file.
+    lines = [f"{clip.path},{clip.path.split('/')[1].split('_')[0]}" for clip in manifest.clips]
+    table = write(tmp_path / "who.csv", "path,person\n" + "\n".join(lines) + "\n")
+    assert run(tmp_path, "folder", [table], group="person", holdout="0.25,0.25")[0] == manifest
+
+
+def test_mistakes_with_groups(tmp_path):
+    touch(tmp_path / "v", *(f"run/film_{i}.mp4" for i in range(6)))
+    with pytest.raises(ValueError, match=r"finds nothing:\n  run/film_0.mp4"):
+        run(tmp_path, "folder", [], group="person")
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        run(tmp_path, "folder", [], group="(")
+    with pytest.raises(ValueError, match="1 groups cannot be divided over 3 splits"):
+        run(tmp_path, "folder", [], group="film")
+    table = write(tmp_path / "who.csv", "path,person\nrun/film_0.mp4,a\n")
+    with pytest.raises(ValueError, match=r"paths that have no person:\n  run/film_1.mp4"):
+        run(tmp_path, "folder", [table], group="person")
+    with pytest.raises(ValueError, match="has no column who"):
+        run(tmp_path, "folder", [table], group="who")
+    touch(tmp_path / "w", "train/run/1.mp4", "test/run/2.mp4")
+    with pytest.raises(ValueError, match="--group has nothing to draw"):
+        convert("folder", tmp_path / "w", [], tmp_path / "m.csv", group="run")
+    with pytest.raises(ValueError, match="holdout='abc' is not a pair of fractions"):
+        run(tmp_path, "folder", [], holdout="abc")
+    with pytest.raises(ValueError, match="seed='x' is not a whole number"):
+        run(tmp_path, "folder", [], seed="x")
+
+
+def test_files_of_one_film_in_several_splits_are_warned_of(tmp_path, caplog):
+    touch(tmp_path / "v", *(f"{c}/holiday_{c}x_{i}.mp4" for c in ("run", "jump")
+                            for i in range(10)))  # fmt: skip
+    run(tmp_path, "folder", [])
+    assert "2 films seem to have clips in several splits" in caplog.text
+    assert "holiday_jumpx: 1 in test, 8 in train, 1 in validation" in caplog.text
+    assert "--group REGEX" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("run/0.mp4", ""),
+        ("run/run_01.mp4", ""),  # the class with a number
+        ("run/film1_000123_000133.mp4", "film1"),
+        ("run/v_Archery_g01_c03.avi", "v_Archery_g01"),
+        ("run/holiday (4).mp4", "holiday"),
+        ("run/match-clip 12.mp4", "match"),
+        ("run/abc.mp4", ""),
+    ],
+)
+def test_sources_by_name(path, source):
+    assert source_of(path) == source
+
+
+@pytest.mark.parametrize(
+    ("format", "missing"),
+    [
+        ("something", "--classes FILE"),
+        ("ucf101", "--classes FILE"),
+        ("moments", "--classes FILE"),
+        ("epic_kitchens", "--verbs FILE and --nouns FILE"),
+    ],
+)
+def test_a_missing_option_is_named(tmp_path, format, missing):
+    file = write(tmp_path / "train.csv", "x\n")
+    with pytest.raises(ValueError, match=f"{format} needs {missing}"):
+        convert(format, tmp_path, [file], tmp_path / "m.csv")
+
+
+EPIC = "video_id,start_timestamp,stop_timestamp,verb_class,noun_class\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "text", "problems"),
+    [
+        (
+            "kinetics",
+            "train.csv",
+            "label,youtube_id,time_start,time_end\nrun,a,ten,20\nrun,b,1,2\nrun\n",
+            ["train.csv line 2: time_start 'ten' is not a number", "line 4: time_start ''",
+             "line 4: no youtube_id"],
+        ),
+        ("something", "test-answers.csv", "1;a\n2\n", ["test-answers.csv line 2: '2' is not like"]),
+        (
+            "epic_kitchens",
+            "EPIC_100_train.csv",
+            EPIC + "P01_01,0:0,00:00:02.00,0,x\nP01_01,00:00:01.00,00:00:02.00,5,0\n",
+            [
+                "line 2: start_timestamp '0:0' is not a time",
+                "line 2: noun_class 'x' is not in 0 .. 0",
+                "line 3: verb_class '5' is not in 0 .. 0",
+            ],
+        ),
+        ("moments", "trainingSet.csv", "a.mp4,run\nb.mp4\n", ["trainingSet.csv line 2: 'b.mp4'"]),
+        ("hmdb51", "run_test_split1.txt", "a.avi 1\nb.avi\n", ["split1.txt line 2: 'b.avi'"]),
+        ("diving48", "Diving48_V2_train.json", '[{"vid_name": "a", "label": "x"}]',
+         ["entry 1 \\(a\\): label 'x' is not in 0 .. 47"]),
+        ("diving48", "Diving48_train.json", '[{"vid_name": "a"}]', ["entry 1: {'vid_name': 'a'}"]),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_all_named(tmp_path, format, name, text, problems):
+    touch(tmp_path / "v", "a.mp4")
+    options = {
+        "something": {"classes": str(write(tmp_path / "labels.json", '{"a": "0"}'))},
+        "moments": {"classes": str(write(tmp_path / "c.txt", "run,0\n"))},
+        "epic_kitchens": {
+            key: str(write(tmp_path / f"{key}.csv", "id,key\n0,take\n"))
+            for key in ("verbs", "nouns")
+        },
+    }
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        convert(
+            format,
+            tmp_path / "v",
+            [write(tmp_path / name, text)],
+            tmp_path / "m.csv",
+            **options.get(format, {}),
+        )
+    for problem in problems:
+        assert re.search(problem, str(caught.value)), str(caught.value)
 
 
 def test_mistakes_of_the_command_line(tmp_path):

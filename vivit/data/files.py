@@ -1,8 +1,10 @@
 """The files of a manifest: found below the data root, and never outside it."""
 
 import hashlib
+import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,7 +13,12 @@ import fsspec
 
 from vivit.data.video import ClipReadError
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
+log = logging.getLogger(__name__)
+
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts",
+    ".m2ts", ".gif", ".ogv", ".3gp", ".3g2", ".mxf", ".vob", ".dv", ".nut", ".rm",
+)  # fmt: skip
 
 
 def is_uri(path: str | Path) -> bool:
@@ -85,13 +92,23 @@ def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
 
 def videos_below(root: str | Path, *, follow_links: bool = True) -> list[str]:
     """Returns the paths, relative to `root` and sorted, of all files that are named like videos."""
-    found = [
-        os.path.relpath(path, root)
-        for path in _walk(str(root), (), follow_links)
-        if path.lower().endswith(SUFFIXES) and not os.path.basename(path).startswith(".")
-    ]
+    found, others = [], Counter()
+    for path in _walk(str(root), (), follow_links):
+        name = os.path.basename(path)
+        if name.startswith("."):
+            continue
+        if name.lower().endswith(SUFFIXES):
+            found.append(os.path.relpath(path, root))
+        else:
+            others[os.path.splitext(name)[1].lower() or "no ending"] += 1
+    counted = ", ".join(f"{count} of {ending}" for ending, count in others.most_common())
     if not found:
-        raise ValueError(f"no video files ({', '.join(SUFFIXES)}) below {str(root)!r}")
+        raise ValueError(
+            f"no video files ({', '.join(SUFFIXES)}) below {str(root)!r}"
+            + (f"; other files: {counted}" if others else "")
+        )
+    if others:
+        log.info("left out %d other files below %s: %s", others.total(), root, counted)
     return sorted(found)
 
 

@@ -1,13 +1,16 @@
 """python -m vivit.data convert | check | prepare | describe: from files to data sets."""
 
 import argparse
+import inspect
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
+import vivit.dataprep.class_folders
 import vivit.dataprep.dmvr
-import vivit.dataprep.published  # noqa: F401  both register their formats
-from vivit.cli import run_command, show_log
+import vivit.dataprep.published  # noqa: F401  they register their formats
+from vivit.cli import make_parser, run_command, show_log
 from vivit.data.files import data_root
 from vivit.data.settings import LARGEST_FRAME, TIMEOUT_SECONDS, ReadLimits
 from vivit.data.sources import DATA_SETS, MANIFESTS
@@ -20,15 +23,30 @@ from vivit.dataprep.staging import Spec
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.data", description=__doc__)
+    parser = make_parser(
+        "vivit.data",
+        __doc__,
+        "python -m vivit.data convert folder --videos films --out films.csv",
+        "python -m vivit.data prepare films.csv data",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     _convert_arguments(commands)
     _check_arguments(commands)
     _prepare_arguments(commands)
-    command = commands.add_parser("describe", help="numbers and pictures of a prepared data set")
+    command = _add(
+        commands,
+        "describe",
+        "numbers and pictures of a prepared data set",
+        "python -m vivit.data describe data/films",
+        "python -m vivit.data describe data/films --sheet films.png --label verb",
+    )
     command.add_argument("folder", help="OUT/NAME, as prepare wrote it")
-    command.add_argument("--sheet", help="where the contact sheet goes; into the folder")
-    command.add_argument("--label", default="", help="of the histogram; the first one")
+    command.add_argument(
+        "--sheet", metavar="FILE", help="the contact sheet (default: contact_sheet.png in it)"
+    )
+    command.add_argument(
+        "--label", default="", help="whose classes are counted (default: the first)"
+    )
     command.set_defaults(run=lambda a: print(describe(a.folder, sheet=a.sheet, label=a.label)))
     show_log()
     logging.getLogger("absl").setLevel(logging.ERROR)  # tfds's advice on OpenCV
@@ -36,21 +54,50 @@ def main(argv: list[str] | None = None) -> None:
     arguments.run(arguments)
 
 
+CONVERT_OPTIONS = {  # of some formats: their docstrings are in the help
+    "classes": ("FILE", "class names or numbers: kinetics, list, something, ucf101, diving48, ..."),
+    "verbs": ("FILE", "epic_kitchens: EPIC_100_verb_classes.csv"),
+    "nouns": ("FILE", "epic_kitchens: EPIC_100_noun_classes.csv"),
+    "holdout": ("V,T", "folder: fractions for validation and test (default: 0.1,0.1)"),
+    "seed": ("N", "folder: of the files that are held out (default: 0)"),
+    "group": ("REGEX|COLUMN", "folder: what keeps files in one split: a regular expression whose "
+              "group names a film or person, or a column of --annotations with a column path"),
+}  # fmt: skip
+
+
 def _convert_arguments(commands) -> None:
-    command = commands.add_parser("convert", help="annotation files -> a manifest")
+    about = "\n\n".join(f"{name}: {inspect.getdoc(FORMATS[name])}" for name in FORMATS)
+    command = _add(
+        commands,
+        "convert",
+        "annotation files -> a manifest",
+        "python -m vivit.data convert folder --videos films --out films.csv",
+        r"python -m vivit.data convert folder --videos films --out films.csv --group '(.*)_\d+\.'",
+        "python -m vivit.data convert kinetics --videos k400 --annotations train.csv val.csv \\\n"
+        "      --out k400.csv",
+        more=f"formats:\n\n{about}",
+    )
     command.add_argument("format", choices=list(FORMATS), help="of the annotation files")
-    command.add_argument("--videos", required=True, help="the folder of the videos")
-    command.add_argument("--annotations", nargs="*", default=[], metavar="FILE")
-    command.add_argument("--out", required=True, help="the manifest: a .csv or .parquet file")
-    for name in ("classes", "verbs", "nouns", "holdout", "seed"):
-        command.add_argument(f"--{name}", help="an option of some formats: docs/data.md")
+    command.add_argument("--videos", metavar="FOLDER", required=True, help="where the videos are")
+    command.add_argument(
+        "--annotations", nargs="*", default=[], metavar="FILE", help="as they were published"
+    )
+    command.add_argument(
+        "--out", metavar="FILE", required=True, help="the manifest: a .csv or .parquet file"
+    )
+    for name, (metavar, text) in CONVERT_OPTIONS.items():
+        command.add_argument(f"--{name}", metavar=metavar, help=text)
+    command.add_argument(
+        "--skip", action="store_true", help="folder: leave out files that are in no class folder"
+    )
     _links_argument(command)
     command.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    names = ("classes", "verbs", "nouns", "holdout", "seed")
+    names = CONVERT_OPTIONS
     options = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    options |= {"skip": True} if arguments.skip else {}
     manifest, missing = convert(
         arguments.format,
         arguments.videos,
@@ -61,7 +108,19 @@ def _convert(arguments: argparse.Namespace) -> None:
     )
     for split in dict.fromkeys(clip.split for clip in manifest.clips):
         print(f"{split}: {len(manifest.split(split))} clips")
-    print(f"{len(missing)} videos are missing; wrote {arguments.out}")
+    print(f"{len(missing)} annotated videos are missing; wrote {arguments.out}")
+
+
+def _add(commands: Any, name: str, help: str, *examples: str, more: str = "") -> Any:
+    """Adds a command whose help has examples, and `more` below them."""
+    lines = ["examples:", *(f"  {example}" for example in examples)]
+    return commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog="\n".join(lines) + (f"\n\n{more}" if more else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _links_argument(command) -> None:
@@ -70,15 +129,22 @@ def _links_argument(command) -> None:
 
 
 def _limits_arguments(command) -> None:
-    command.add_argument("--root", help="where the paths begin; the manifest's folder")
+    command.add_argument(
+        "--root", metavar="FOLDER", help="where the paths begin (default: the manifest's folder)"
+    )
     command.add_argument(
         "--timeout",
         type=float,
+        metavar="SECONDS",
         default=TIMEOUT_SECONDS,
         help="seconds of CPU time for 10 s of video (default: %(default)g)",
     )
     command.add_argument(
-        "--largest-frame", type=int, default=LARGEST_FRAME, help="pixels of a frame to decode"
+        "--largest-frame",
+        type=int,
+        metavar="PIXELS",
+        default=LARGEST_FRAME,
+        help="of a frame to decode (default: %(default)d)",
     )
     _links_argument(command)
 
@@ -88,13 +154,28 @@ def _limits(arguments: argparse.Namespace) -> ReadLimits:
 
 
 def _check_arguments(commands) -> None:
-    command = commands.add_parser("check", help="find what is wrong with the files of a manifest")
-    command.add_argument("manifest")
+    command = _add(
+        commands,
+        "check",
+        "find what is wrong with the files of a manifest",
+        "python -m vivit.data check films.csv",
+        "python -m vivit.data check films.csv --decode --frames 32",
+    )
+    command.add_argument("manifest", help="a .csv or .parquet file")
     _limits_arguments(command)
-    command.add_argument("--frames", type=int, default=1, help="fewer make a clip too short")
+    command.add_argument(
+        "--frames", type=int, metavar="N", default=1, help="fewer make a clip too short"
+    )
     command.add_argument("--decode", action="store_true", help="decode every frame")
-    command.add_argument("--out", help="name of the reports, without .json and .html")
-    command.add_argument("--write-hashes", metavar="FILE", help="the manifest with sha256")
+    command.add_argument(
+        "--no-similar", action="store_true", help="do not look for clips that look alike"
+    )
+    command.add_argument(
+        "--out", metavar="NAME", help="of the reports NAME.json and NAME.html (default: MANIFEST)"
+    )
+    command.add_argument(
+        "--write-hashes", metavar="FILE", help="write the manifest with the files' SHA-256 too"
+    )
     command.set_defaults(run=_check)
 
 
@@ -103,7 +184,12 @@ def _check(arguments: argparse.Namespace) -> None:
     root = data_root(arguments.root, manifest)
     limits = _limits(arguments)
     report = check(
-        manifest, root=root, frames=arguments.frames, decode=arguments.decode, limits=limits
+        manifest,
+        root=root,
+        frames=arguments.frames,
+        decode=arguments.decode,
+        similar=not arguments.no_similar,
+        limits=limits,
     )
     print(summary(report))
     out = arguments.out or str(manifest.with_suffix(".check"))
@@ -118,22 +204,51 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_arguments(commands) -> None:
-    command = commands.add_parser("prepare", help="write a data set, unless it exists")
+    command = _add(
+        commands,
+        "prepare",
+        "write a data set, unless it exists",
+        "python -m vivit.data prepare moving_digits data",
+        "python -m vivit.data prepare films.csv data --format jpeg --short-side 128",
+    )
     command.add_argument("source", help=f"a manifest, or one of: {', '.join(DATA_SETS)}")
     command.add_argument("out", help="where data sets are kept, such as data")
     _limits_arguments(command)
-    command.add_argument("--name", default="", help="of the data set; the manifest's name")
-    command.add_argument("--format", default="h264", choices=list(ENCODERS))
-    command.add_argument("--short-side", type=int, default=256, help="pixels; never enlarged")
-    command.add_argument("--square", action="store_true", help="keep the frames' middle only")
-    command.add_argument("--quality", type=int, help="x264's crf (20) or JPEG's quality (90)")
-    command.add_argument("--fps", type=float, help="frames per second to keep, of more")
     command.add_argument(
-        "--max-bad-fraction", type=float, default=0.1, help="of clips, that may be left out"
+        "--name", default="", help="of the data set (default: the manifest's name)"
     )
-    command.add_argument("--allow-shared", action="store_true", help="clips in several splits")
     command.add_argument(
-        "--beam", nargs=argparse.REMAINDER, help="run on Apache Beam, with its options after this"
+        "--format", default="h264", choices=list(ENCODERS), help="of the clips (default: h264)"
+    )
+    command.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        default=256,
+        help="of frames that are larger (default: 256)",
+    )
+    command.add_argument("--square", action="store_true", help="keep the frames' middle only")
+    command.add_argument(
+        "--quality", type=int, metavar="N", help="x264's crf (20) or JPEG's quality (90)"
+    )
+    command.add_argument(
+        "--fps", type=float, metavar="RATE", help="frames per second to keep of clips with more"
+    )
+    command.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        metavar="F",
+        default=0.1,
+        help="of the clips may be damaged, and is left out (default: 0.1)",
+    )
+    command.add_argument(
+        "--allow-shared", action="store_true", help="accept clips that are in several splits"
+    )
+    command.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="run on Apache Beam, with its options after this",
     )
     command.set_defaults(run=_prepare)
 

@@ -46,6 +46,8 @@ class Converted(NamedTuple):
     classes: dict[str, Classes]
 
 
+FILE_OPTIONS = ("classes", "verbs", "nouns")  # options of formats that are files
+
 # (annotation files, **options) -> Converted. A format that takes `videos` gets the folder of the
 # videos, one that takes `files` the paths of all videos in it; a format without `files` needs
 # annotation files.
@@ -104,12 +106,22 @@ def _read(
         known = ", ".join(name for name in takes if name not in ("annotations", "videos", "files"))
         raise ValueError(f"{format} takes no option {', '.join(unknown)}; its options: {known}")
     lost = [f"{str(path)!r} does not exist" for path in paths if not path.is_file()]
+    for option, value in options.items():
+        if option in FILE_OPTIONS and not Path(value).is_file():
+            lost.append(f"--{option} {str(value)!r} does not exist")
+    needed = [name for name in FILE_OPTIONS if name in takes and name not in options]
+    needed = [name for name in needed if takes[name].default is inspect.Parameter.empty]
+    if not paths and "files" not in takes:
+        needed.insert(0, "annotations")
+    if needed:
+        about = inspect.getdoc(reader)
+        flags = " and ".join(f"--{name} FILE" for name in needed)
+        raise ValueError(f"{format} needs {flags}:\n{about}")
     raise_all("annotation files", lost)
     if "videos" in takes:
         options = {**options, "videos": videos}
-    if bool(paths) == ("files" in takes):
-        needs = "takes no annotation files" if paths else "needs --annotations FILE ..."
-        raise ValueError(f"{format} {needs}")
+    if paths and "files" in takes and not options.get("group"):
+        raise ValueError(f"{format} takes no annotation files, but those of --group COLUMN")
     if "files" in takes:
         options = {**options, "files": videos_below(videos, follow_links=follow_links)}
     converted = reader(paths, **options)

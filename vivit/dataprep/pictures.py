@@ -19,7 +19,7 @@ from vivit.data.video_files import open_video
 from vivit.dataprep.check import CheckReport
 from vivit.io import write_atomically
 
-WORST = 40  # clips shown on the page
+SHOWN = 12  # clips of each kind, and lines of each list, on the page
 TILE = 160  # pixels across a thumbnail
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:left;
@@ -30,28 +30,32 @@ border-bottom:1px solid #ddd;vertical-align:top}img{display:block}.n{color:#888}
 def write_page(
     path: Path, report: CheckReport, manifest: str | Path, root: str | Path, limits: ReadLimits
 ) -> None:
-    """Writes a check as one HTML file, with thumbnails of the worst clips."""
+    """Writes a check as one HTML file: kinds of findings, the worst first, with thumbnails."""
     kinds = "".join(f"<tr><td>{_text(k)}<td>{n}" for k, n in report.kinds.items())
-    worst = [i for i, f in enumerate(report.findings) if f.kind][:WORST]
     clips = read_manifest(manifest).clips
-    rows = "".join(
-        f"<tr><td>{_thumbnail(clips[i], root, limits)}<td>{_text(f.clip)}<br>"
-        f"<b>{_text(f.kind)}</b>: {_text(f.message)}"
-        for i in worst
-        for f in [report.findings[i]]
-    )
-    shared = "".join(f"<li>{_text(', '.join(group))}" for group in report.leaks)
-    twice = "".join(f"<li>{_text(', '.join(group))}" for group in report.duplicates[:WORST])
+
+    def row(i: int) -> str:
+        finding = report.findings[i]
+        picture = _thumbnail(clips[i], root, limits)
+        return f"<tr><td>{picture}<td>{_text(finding.clip)}<br>{_text(finding.message)}"
+
     page = [
         f"<!doctype html><meta charset=utf-8><title>{_text(str(manifest))}</title>",
         f"<style>{STYLE}</style><h1>{_text(str(manifest))}</h1>",
         f"<p>{len(report.findings)} clips, {sum(not f.kind for f in report.findings)} good.",
         f"<table><tr><th>what<th>clips{kinds}</table>" if kinds else "",
-        f"<h2>In several splits</h2><ul>{shared}</ul>" if shared else "",
-        f"<h2>The worst</h2><table>{rows}</table>" if rows else "",
-        f"<h2>Twice</h2><ul>{twice}</ul>" if twice else "",
-        *(_bars(label, splits) for label, splits in report.histogram.items()),
+        _listed("In several splits", [", ".join(group) for group in report.leaks]),
+        _listed("Look alike, in several splits", [", ".join(pair) for pair in report.similar]),
+        _listed("Of one source by name, in several splits", report.sources),
     ]
+    for kind in report.kinds:
+        found = report.of_kind(kind)
+        rows = "".join(map(row, found[:SHOWN]))
+        page.append(f"<h2>{_text(kind)}</h2><table>{rows}</table>{_more(len(found))}")
+    page.append(_listed("Twice", [", ".join(group) for group in report.duplicates]))
+    page += [_bars(label, splits) for label, splits in report.histogram.items()]
+    for label, splits in report.unlabelled.items():
+        page += [f"<p>{n} clips of {_text(s)} have no {_text(label)}." for s, n in splits.items()]
     write_atomically(path, "\n".join(page) + "\n")
 
 
@@ -151,6 +155,17 @@ def _bars(label: str, splits: dict[str, dict[str, int]]) -> str:
         )
         parts.append(f"<h3>{_text(split)}</h3><table>{rows}</table>")
     return "".join(parts)
+
+
+def _listed(title: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    lines = "".join(f"<li>{_text(item)}" for item in items[:SHOWN])
+    return f"<h2>{_text(title)}</h2><ul>{lines}</ul>{_more(len(items))}"
+
+
+def _more(count: int) -> str:
+    return f"<p class=n>and {count - SHOWN} more" if count > SHOWN else ""
 
 
 def _text(text: str) -> str:

@@ -3,10 +3,9 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from vivit.data.classes import UNLABELLED, Classes, mirror_names
 from vivit.data.manifest import raise_all
@@ -29,18 +28,21 @@ def kinetics(annotations: Paths, *, classes: str = "") -> Converted:
     Files are {id}_{start:06d}_{end:06d}.mp4, or the whole video {id}.mp4, in class folders or
     flat. Class numbers are those of the sorted names (of all files given), as is customary.
     """
-    rows = [(path, row) for path in annotations for row in _rows(path, "youtube_id", "time_start")]
+    needed = ("youtube_id", "time_start", "time_end")
+    rows = [(path, *found) for path in annotations for found in _rows(path, *needed)]
     names = (
         read_class_names(classes)
         if classes
-        else sorted({row["label"] for _, row in rows if row.get("label")})
+        else sorted({row["label"] for _, _, row in rows if row.get("label")})
     )
     known = {name: i for i, name in enumerate(names)}
     entries, problems = [], []
-    for path, row in rows:
-        start, end = float(row["time_start"]), float(row["time_end"])
+    for path, where, row in rows:
+        start, end = (_number(row, x, where, problems) for x in ("time_start", "time_end"))
+        if not row["youtube_id"]:
+            problems.append(f"{where}: no youtube_id")
         label = row.get("label", "")
-        number = numbered(label, known, problems, path.name) if label else UNLABELLED
+        number = numbered(label, known, problems, where) if label else UNLABELLED
         stem = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
         split = (row.get("split") or split_of(path)).strip().lower()
         split = {"val": "validation", "validate": "validation"}.get(split, split)
@@ -94,17 +96,22 @@ def something(annotations: Paths, *, classes: str) -> Converted:
     known = {_plain(name): i for i, name in enumerate(names)}
     entries, problems, answers = [], [], {}
     for path in (p for p in annotations if p.suffix == ".csv"):
-        with open(path, newline="") as file:
-            answers |= {row[0]: row[1] for row in csv.reader(file, delimiter=";") if row}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=";")
+            for row in (row for row in reader if row):
+                if len(row) != 2:
+                    where = f"{path.name} line {reader.line_num}"
+                    problems.append(f"{where}: {';'.join(row)!r} is not like id;template")
+                else:
+                    answers[row[0]] = row[1]
     for path in (p for p in annotations if p.suffix != ".csv"):
-        for row in _json_rows(path, "id"):
+        for where, row in _json_rows(path, "id"):
             id = str(row["id"])
             template = row.get("template") or answers.get(id, "")
             number = UNLABELLED
             if template:
-                number = numbered(
-                    _plain(template), known, problems, f"{path.name} {id}", what="template"
-                )
+                at = f"{where} ({id})"
+                number = numbered(_plain(template), known, problems, at, what="template")
             entries.append(Entry((id,), split_of(path), {"label": number}, id=id))
     raise_all("something", problems)
     return Converted(entries, {"label": Classes(tuple(names), mirror_names(names))})
@@ -151,12 +158,12 @@ def hmdb51(annotations: Paths) -> Converted:
     names = sorted(set(folders.values()))
     entries = []
     for path, folder in folders.items():
-        for line in path.read_text().splitlines():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
             if not line.strip():
                 continue
-            name, use = line.strip().rsplit(maxsplit=1)
-            if use not in ("0", "1", "2"):
-                problems.append(f"{path.name}: {line!r} ends in neither 0, 1 nor 2")
+            name, _, use = line.strip().rpartition(" ")
+            if not name or use not in ("0", "1", "2"):
+                problems.append(f"{path.name} line {number}: {line!r} is not a file and 0, 1 or 2")
             elif use != "0":
                 split = "train" if use == "1" else "test"
                 label = {"label": names.index(folder)}
@@ -174,14 +181,17 @@ def epic_kitchens(annotations: Paths, *, verbs: str, nouns: str) -> Converted:
     names = {"verb": _epic_names(Path(verbs)), "noun": _epic_names(Path(nouns))}
     entries, problems = [], []
     for path in annotations:
-        for row in _rows(path, "video_id", "start_timestamp", "stop_timestamp"):
+        for where, row in _rows(path, "video_id", "start_timestamp", "stop_timestamp"):
             labels = {}
             for label, known in names.items():
                 text = row.get(f"{label}_class", "")
-                labels[label] = int(text) if text else UNLABELLED
-                if labels[label] >= len(known):
-                    problems.append(f"{path.name}: {label}_class {text} of {len(known)} classes")
-            start, end = (_clock(row[f"{x}_timestamp"]) for x in ("start", "stop"))
+                labels[label] = int(text) if text.isdecimal() else UNLABELLED
+                if text and not 0 <= labels[label] < len(known):
+                    classes = f"0 .. {len(known) - 1}"
+                    problems.append(f"{where}: {label}_class {text!r} is not in {classes}")
+            start, end = (_clock(row, f"{x}_timestamp", where, problems) for x in ("start", "stop"))
+            if not row["video_id"]:
+                problems.append(f"{where}: no video_id")
             id = row.get("narration_id") or f"{row['video_id']}_{start:.2f}"
             person = row["video_id"].split("_")[0]
             name = f"{person}/{row['video_id']}"
@@ -196,13 +206,14 @@ def diving48(annotations: Paths, *, classes: str = "") -> Converted:
     names = read_class_names(classes) if classes else [str(i) for i in range(48)]
     entries, problems = [], []
     for path in annotations:
-        for row in _json_rows(path, "vid_name", "label"):
-            if not 0 <= int(row["label"]) < len(names):
-                problems.append(f"{path.name} {row['vid_name']}: label {row['label']}")
-            entries.append(
-                Entry((row["vid_name"],), split_of(path), {"label": int(row["label"])},
-                      id=row["vid_name"])
-            )  # fmt: skip
+        for where, row in _json_rows(path, "vid_name", "label"):
+            number, name = row["label"], str(row["vid_name"])
+            if not str(number).isdecimal() or int(number) >= len(names):
+                problems.append(
+                    f"{where} ({name}): label {number!r} is not in 0 .. {len(names) - 1}"
+                )
+                continue
+            entries.append(Entry((name,), split_of(path), {"label": int(number)}, id=name))
     raise_all("diving48", problems)
     return Converted(entries, {"label": Classes(tuple(names))})
 
@@ -215,78 +226,55 @@ def moments(annotations: Paths, *, classes: str) -> Converted:
     known = {name: i for i, name in enumerate(names)}
     entries, problems = [], []
     for path in annotations:
-        with open(path, newline="") as file:
-            for row in csv.reader(file):
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for row in reader:
+                where = f"{path.name} line {reader.line_num}"
                 if len(row) < 2:
-                    problems.append(f"{path.name}: {','.join(row)!r} is not a path and class")
+                    problems.append(f"{where}: {','.join(row)!r} is not a path and class")
                     continue
-                label = numbered(row[1], known, problems, f"{path.name} {row[0]}")
+                label = numbered(row[1], known, problems, where)
                 entries.append(Entry((row[0],), split_of(path), {"label": label}, id=row[0]))
     raise_all("moments", problems)
     return Converted(entries, {"label": Classes(tuple(names))})
 
 
-@FORMATS.register("folder")
-def folder(
-    annotations: Paths, *, files: list[str], holdout: str = "0.1,0.1", seed: str = "0"
-) -> Converted:
-    """A folder of class folders, or of train/, validation/ (val/) and test/ with such folders.
-
-    holdout: fractions of the files of each class for validation and test, where no folder is named
-    after a split. The files are drawn with `seed`.
-    """
-    paths = files
-    splits = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-    odd = [p for p in paths if Path(p).parts[0].lower() not in splits or len(Path(p).parts) < 3]
-    by_split = not odd
-    if odd and len(odd) < len(paths):
-        raise ValueError(f"{odd[0]!r} is in no class folder of a split, as other files are")
-    flat = [p for p in paths if len(Path(p).parts) < 2]
-    if flat:
-        raise ValueError(
-            f"{flat[0]!r} is in no class folder; put the files into one folder per class"
-        )
-    label = lambda p: Path(p).parts[1 if by_split else 0]
-    names = sorted({label(p) for p in paths})
-    classes = {"label": Classes(tuple(names), mirror_names(names))}
-    if by_split:
-        of = {p: splits[Path(p).parts[0].lower()] for p in paths}
-    else:
-        fractions = [float(x) for x in str(holdout).split(",")]
-        if len(fractions) != 2 or min(fractions) < 0 or sum(fractions) >= 1:
-            raise ValueError(f"{holdout=} is not a pair of fractions below 1, such as 0.1,0.1")
-        rng, of = np.random.default_rng(int(seed)), {}
-        for name in names:
-            members = [p for p in paths if label(p) == name]
-            members = [members[i] for i in rng.permutation(len(members))]
-            counts = [
-                0 if len(members) < 3 else max(1, round(x * len(members))) * (x > 0)
-                for x in fractions
-            ]
-            ends = np.cumsum(counts)
-            for i, p in enumerate(members):
-                of[p] = "validation" if i < ends[0] else "test" if i < ends[1] else "train"
-    entries = [Entry((p,), of[p], {"label": names.index(label(p))}, id=p) for p in paths]
-    return Converted(entries, classes)
-
-
-def _rows(path: Path, *needed: str) -> Iterator[dict[str, str]]:
+def _rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields where a row stands, for messages, and its values by column."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         missing = [name for name in needed if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"{path.name} has no column {', '.join(missing)}")
-        yield from reader
+        for row in reader:
+            yield f"{path.name} line {reader.line_num}", row
 
 
-def _json_rows(path: Path, *needed: str) -> list[dict]:
+def _json_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields where an entry stands, for messages, and the entry."""
     try:
         rows = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(rows, list) or any(not all(k in row for k in needed) for row in rows):
+    if not isinstance(rows, list):
         raise ValueError(f"{path.name} is not a list of entries with {', '.join(needed)}")
-    return rows
+    whole = lambda row: isinstance(row, dict) and all(key in row for key in needed)
+    odd = [f"entry {i}: {row!r}" for i, row in enumerate(rows, start=1) if not whole(row)]
+    raise_all(f"{path.name} has entries without {' or '.join(needed)}", odd)
+    for i, row in enumerate(rows, start=1):
+        yield f"{path.name} entry {i}", row
+
+
+def _number(row: Mapping[str, Any], column: str, where: str, problems: list[str]) -> float:
+    """Returns a number of 0 or more; adds a problem, and returns 0, if it is none."""
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        problems.append(f"{where}: {column} {row[column]!r} is not a number of 0 or more")
+        return 0.0
+    return value
 
 
 def _plain(template: str) -> str:
@@ -294,13 +282,19 @@ def _plain(template: str) -> str:
 
 
 def _epic_names(path: Path) -> list[str]:
-    rows = sorted(_rows(path, "id", "key"), key=lambda row: int(row["id"]))
-    if [int(row["id"]) for row in rows] != list(range(len(rows))):
-        raise ValueError(f"{path.name}: the ids are not 0 .. {len(rows) - 1}")
-    return [row["key"] for row in rows]
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} does not exist")
+    rows = [row for _, row in _rows(path, "id", "key")]
+    names = {row["id"]: row["key"] for row in rows}
+    if set(names) != {str(i) for i in range(len(rows))}:
+        raise ValueError(f"{path.name}: the ids are not 0 .. {len(rows) - 1}, once each")
+    return [names[str(i)] for i in range(len(rows))]
 
 
-def _clock(text: str) -> float:
-    """Returns the seconds of "00:01:02.50"."""
-    hours, minutes, seconds = text.split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+def _clock(row: Mapping[str, str], column: str, where: str, problems: list[str]) -> float:
+    """Returns the seconds of "00:01:02.50"; adds a problem, and returns 0, if it is not one."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", row[column].strip())
+    if not match:
+        problems.append(f"{where}: {column} {row[column]!r} is not a time such as 00:01:02.50")
+        return 0.0
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
