@@ -14,6 +14,6 @@ def get_config():
     config.model.update(width=96, depth=4, heads=4, mlp_dim=192)
     config.model.family = "factorised_encoder(temporal_depth=2)"
     config.model.tubelet = (2, 8, 8)
-    config.optim.update(name="adamw(b2=0.98)", lr=2e-3, warmup_steps=40)
+    config.optim.update(name="adamw(b2=0.98)", lr=2e-3, warmup_fraction=0.045)
     config.train.update(steps=900, average_decay=0.98)
     return config

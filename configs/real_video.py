@@ -17,6 +17,6 @@ def get_config():
     config.model.update(width=96, depth=3, heads=4, mlp_dim=192)
     config.model.update(clip=(8, 64, 64), classes=2, family="factorised_encoder(temporal_depth=2)")
     config.model.tubelet = (2, 16, 16)
-    config.optim.update(name="adamw(b2=0.98)", lr=1e-3, warmup_steps=40)
+    config.optim.update(name="adamw(b2=0.98)", lr=1e-3, warmup_fraction=0.1)
     config.train.update(steps=300, eval_every=100, checkpoint_every=100)
     return config

@@ -5,29 +5,14 @@ Used by docs/keys.py, and by mkdocs as an extension of griffe.
 
 import re
 
+from vivit.schema import described
+
 try:
     import griffe
 
     Extension = griffe.Extension
 except ImportError:  # without the extra `docs`, docs/keys.py still runs
     Extension: type = object
-
-
-def described(docstring: str, names: list[str]) -> tuple[str, dict[str, str]]:
-    """Returns a docstring without the descriptions of `names`, and name -> description.
-
-    A description is "name: text" or "name, other: text", at the start of a line or after a
-    sentence, and ends at the next one or at an empty line.
-    """
-    word = "|".join(map(re.escape, names)) or r"(?!)"
-    start = rf"(?:^|(?<=\. )|(?<=; )) *((?:{word})(?:, (?:{word}))*): "
-    rest, found = [], {}
-    for paragraph in docstring.strip().split("\n\n"):
-        before, *parts = re.split(start, paragraph, flags=re.MULTILINE)
-        rest.append(before.strip())
-        for listed, text in zip(parts[::2], parts[1::2], strict=True):
-            found |= dict.fromkeys(listed.split(", "), " ".join(text.split()))
-    return "\n\n".join(part for part in rest if part), found
 
 
 def escape(text: str) -> str:

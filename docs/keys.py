@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from docstrings import described, escape
+from docstrings import escape
 
 from vivit.attention import KERNELS, PATTERNS
 from vivit.attention.reductions import REDUCTIONS
@@ -30,8 +30,9 @@ from vivit.parallel import MODES
 from vivit.pretrained import SOURCES
 from vivit.pretrained.choices import CLASS_TOKENS, HEADS, INFLATIONS, TIME_ATTENTIONS
 from vivit.pretrained.resize import RESIZES
-from vivit.pretrained.settings import InitSettings, LoadOptions
+from vivit.pretrained.settings import InitSettings
 from vivit.registry import Registry
+from vivit.schema import meanings
 from vivit.settings import Config, OptimSettings, ParallelSettings, TrainSettings
 
 PAGE = Path(__file__).with_name("configs.md")
@@ -48,7 +49,6 @@ PARTS = {  # where each part stands in a config
     "train": TrainSettings,
     "parallel": ParallelSettings,
 }
-BASES = {InitSettings: LoadOptions}  # it describes the fields that the part inherits
 OF_SIZE = "from `size` where it is None."
 FROM_SIZE = dict.fromkeys(("width", "depth", "heads", "mlp_dim"), OF_SIZE)
 MORE = {
@@ -109,11 +109,7 @@ def table(part: type[Any]) -> str:
     Raises ValueError that lists fields without a description, but for nested parts.
     """
     fields = [field for field in dataclasses.fields(part) if field.init]
-    names = [field.name for field in fields]
-    _, about = described(part.__doc__ or "", names)
-    if part in BASES:
-        about = described(BASES[part].__doc__ or "", names)[1] | about
-    about = MORE.get(part, {}) | about
+    about = MORE.get(part, {}) | meanings(part)
     hints, lines, missing = get_type_hints(part), [], []
     for field in fields:
         if dataclasses.is_dataclass(hints[field.name]):

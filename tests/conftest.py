@@ -40,7 +40,7 @@ TINY = (
     "--config.train.log_every=2",
     "--config.train.eval_every=4",
     "--config.train.checkpoint_every=2",
-    "--config.optim.warmup_steps=2",
+    "--config.optim.warmup_fraction=0.34",
 )
 
 

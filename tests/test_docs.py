@@ -163,7 +163,8 @@ def test_prose_is_wrapped(page):
 
 
 def test_descriptions_are_read_from_docstrings():
-    described = script("docstrings").described
+    from vivit.schema import described
+
     text = """What it is.
 
     one, two: numbers, as

@@ -17,6 +17,7 @@ FLOORS = {
     "vivit.mesh": 0,
     "vivit.records": 0,
     "vivit.registry": 0,
+    "vivit.schema": 0,
     "vivit.settings": 0,
     "vivit.upgrade": 0,
     # The schemas of a config stand next to their owners, and below them.

@@ -285,7 +285,7 @@ def test_a_pattern_of_ones_own_is_a_family_of_its_own():
 def test_describe_counts_a_small_model(capsys, monkeypatch):
     monkeypatch.setitem(SIZES._items, "Nano", Size(16, 2, 2, 16))
     flags = ["--family=joint", "--size=Nano/16x2", "--clip=4x32x32", "--classes=3", "--json"]
-    describe.main(flags)
+    describe.main([*flags, "--memory"])
     counts = json.loads(capsys.readouterr().out)
     model = vivit.build({"family": "joint", "size": "Nano/16x2", "clip": (4, 32, 32), "classes": 3})
     assert counts["tokens"] == 8
@@ -293,10 +293,24 @@ def test_describe_counts_a_small_model(capsys, monkeypatch):
     assert counts["multiply_adds"] == count_multiply_adds(model)
     assert 0 < counts["temporary_bytes"] < counts["peak_bytes"]
     describe.main(flags[:-1])
-    assert "multiply-adds per clip" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "multiply-adds per clip" in text
+    assert "peak memory" not in text  # which is compiled for on request
     with pytest.raises(SystemExit):
         describe.main(["--clip=32x224"])
     assert "'32x224' is not like 32x224x224" in capsys.readouterr().err
+
+
+def test_describe_says_names_once_in_units_that_fit(capsys):
+    describe.main(["--size=Ti", "--family=divided", "--clip=4x32x32", "--classes=3"])
+    assert capsys.readouterr().out.startswith("divided Ti/16x2 on 4x32x32, dense kernel")
+    title = "--config=configs/moving_digits.py"
+    describe.main([title])
+    text = capsys.readouterr().out
+    assert text.startswith("factorised_encoder(temporal_depth=2) on 16x32x32, dense kernel")
+    assert "489 k" in text
+    values = (7, 1234, 45.2e6, 1.5e9)
+    assert [describe.units(x) for x in values] == ["7 ", "1.23 k", "45.2 M", "1.50 G"]
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ TRAINED = (
     "--config.optim.name=signs(scale=0.5)",
     "--config.optim.schedule=halving(every=2)",
     "--config.optim.lr=0.001",
-    "--config.optim.warmup_steps=0",
+    "--config.optim.warmup_fraction=0",
     "--config.augment.extra=('darken(0.9)',)",
     "--config.train.steps=4",
 )

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,7 +153,11 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, tiny_config):
         (["--config.data.batch_size=40"], "batch_size=40 is larger than the 32 training clips"),
         (["--config.train.log_every=0"], "train.log_every=0 must be at least 1"),
         (["--config.imports=('no_such_module',)"], "config.imports names 'no_such_module'"),
-        (["--config.optim.warmup_steps=9"], "warmup_steps=9 must be .* less than train.steps=6"),
+        (
+            ["--config.optim.warmup_steps=9", "--config.optim.warmup_fraction=0"],
+            "warmup_steps=9 must be .* less than train.steps=6; set --config.optim.warmup_steps=0",
+        ),
+        (["--config.optim.warmup_steps=2"], "warmup_fraction=0.34 and warmup_steps=2 are both set"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(tmp_path, tiny_config, overrides, message):
@@ -285,3 +290,68 @@ def test_averaged_parameters_are_evaluated_and_restored(tmp_path, tiny_config):
     head = ("head", "kernel")
     pick = lambda tree: tree[head[0]][head[1]]
     assert not np.array_equal(pick(restored.averaged), pick(restored.params))
+
+
+def test_a_start_says_what_it_is_doing(tmp_path, tiny_config, data_root):
+    """As a user sees it: a process of its own, whose module is __main__."""
+    command = [sys.executable, "-m", "vivit.train", f"--config={CONFIG}", *TINY]
+    command += [f"--config.data.root={data_root}", f"--workdir={tmp_path}/run"]
+    command += ["--config.train.steps=4", "--config.train.log_every=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = done.stderr.splitlines()
+    starts = ("model     factorised_encoder(1), ", "data      moving_digits 1.0.0", "devices   1 x ",
+              "training  4 steps of 8 clips, 1.0 epochs", "folder    ", "compiling the training",
+              "compiled in ", "step 1/4: loss ")  # fmt: skip
+    place = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
+    places = [place(start) for start in starts]
+    assert places == sorted(places)
+    assert "32 clips of train, 16 of validation; label motion, 8 classes" in done.stderr
+    assert re.search(r"step 3/4: .* clips/s, 0:\d\d left", done.stderr)
+
+
+def test_show_prints_every_key_and_its_meaning(capsys, tmp_path):
+    main(["--config=configs/moving_digits.py", "--show", "--config.optim.lr=0.5"])
+    text = capsys.readouterr().out
+    assert "optim.lr = 0.5\n    the learning rate after warm-up." in text
+    assert "data.sampling.kind = 'clip'\n    a name of SAMPLINGS." in text
+    keys = [line for line in text.splitlines() if re.match(r"[a-z_.]+ = ", line)]
+    assert len(keys) > 100
+
+
+def test_modules_of_a_run_are_copied_and_watched(tmp_path, tiny_config, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    module = tmp_path / "mine/my_parts_of_a_run.py"
+    module.write_text("x = 1\n")
+    train(tiny_config("--config.imports=('my_parts_of_a_run',)"), tmp_path / "run")
+    copy = tmp_path / "run/imports/my_parts_of_a_run.py"
+    assert copy.read_text() == "x = 1\n"
+    _ = Run(tmp_path / "run", "latest").model
+    assert "differs" not in caplog.text
+    module.write_text("x = 2\n")
+    _ = Run(tmp_path / "run", "latest").model
+    assert f"differs from what the run was trained with, {copy}" in caplog.text
+    # Nothing is imported from a run's folder, which may be anybody's.
+    module.unlink()
+    monkeypatch.delitem(sys.modules, "my_parts_of_a_run")
+    with pytest.raises(ValueError, match=rf"PYTHONPATH={tmp_path}/run/imports"):
+        _ = Run(tmp_path / "run", "latest").model
+
+
+def test_a_run_opens_from_any_folder(tmp_path, tiny_config, data_root, monkeypatch):
+    """It was trained where the data was in ./data; opened elsewhere, and after the data moved."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/data").symlink_to(data_root)
+    monkeypatch.chdir(tmp_path / "here")
+    train(tiny_config("--config.data.root=data", "--config.train.steps=2"), "runs/a")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    run = Run("../here/runs/a", "latest")
+    assert len(run.data) == 21
+    assert run.config.data.root == "data"
+    (tmp_path / "here/data").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="no data set 'moving_digits' under 'data'"):
+        _ = Run("../here/runs/a", "latest").data
+    assert len(Run("../here/runs/a", "latest", data_root="../moved").data) == 21
+    # The names of the classes need no data.
+    assert Run("../here/runs/a", "latest").class_names == run.data.class_names

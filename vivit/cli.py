@@ -17,8 +17,12 @@ def run_command(main: Callable[[], None]) -> None:
 
 def show_log() -> None:
     """Shows on standard error what vivit logs, such as the kernel that "auto" chose."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("vivit").setLevel(logging.INFO)
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:  # a library may have made it
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("vivit", "__main__"):  # the second is the module that python -m runs
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> Any:

@@ -64,7 +64,8 @@ def parse(
     Raises ValueError for a file that cannot be read, an unknown key or a value of a wrong type.
     """
     parser.add_argument("--config", metavar="FILE", help="a Python file with get_config()")
-    parser.epilog = "--config.KEY=VALUE changes a value of the config: --config.optim.lr=3e-4"
+    change = "--config.KEY=VALUE changes a value of the config: --config.optim.lr=3e-4"
+    parser.epilog = "\n\n".join(filter(None, (change, parser.epilog)))
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if not word.startswith("--config.")]
     if unknown:

@@ -1,9 +1,9 @@
 """python -m vivit.describe: what a model costs, before it is trained.
 
-Tokens, parameters, multiply-adds of a forward pass and the peak memory of a training step.
+Tokens, parameters and multiply-adds of a forward pass; with --memory the peak memory of a training
+step.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 
 import vivit
-from vivit.cli import run_command, three_sizes
+from vivit.attention import KERNELS
+from vivit.cli import make_parser, run_command, three_sizes
 from vivit.config import import_modules, parse
 from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
 from vivit.model import ViViT
 from vivit.model.settings import FAMILIES, SIZES, ModelSettings
+from vivit.model.stage import REMAT
 from vivit.optim import make_optimizer
 from vivit.settings import Config, OptimSettings, TrainSettings
 from vivit.step import make_init, make_train_step
@@ -27,25 +29,28 @@ FLAGS = ("family", "size", "clip", "classes", "readout", "kernel", "remat", "sca
 
 
 def describe(
-    model: ViViT, *, batch: int = 1, optim: OptimSettings = OptimSettings()
+    model: ViViT, *, batch: int = 1, optim: OptimSettings = OptimSettings(), memory: bool = True
 ) -> dict[str, int]:
     """Returns counts of a model, and bytes of a training step of `batch` clips on one device.
 
+    memory: whether the training step is compiled, which takes seconds to minutes; without it there
+        are no bytes.
     multiply_adds: of one clip's forward pass, all matrix products by their shapes.
     xla_multiply_adds: half the operations that XLA counts, which include norms, softmax and gelu.
     temporary_bytes: what the compiled step allocates besides its arguments; peak_bytes: both.
     """
-    memory = compile_train_step(model, batch=batch, optim=optim).memory_analysis()
-    temporary = memory.temp_size_in_bytes
-    return {
+    counts = {
         "tokens": count_tokens(model),
         "parameters": count_parameters(model),
         "multiply_adds": count_multiply_adds(model),
         "xla_multiply_adds": xla_multiply_adds(model),
         "batch": batch,
-        "temporary_bytes": temporary,
-        "peak_bytes": temporary + memory.argument_size_in_bytes,
     }
+    if memory:
+        found = compile_train_step(model, batch=batch, optim=optim).memory_analysis()
+        counts["temporary_bytes"] = found.temp_size_in_bytes
+        counts["peak_bytes"] = found.temp_size_in_bytes + found.argument_size_in_bytes
+    return counts
 
 
 def compile_train_step(model: ViViT, *, batch: int, optim: OptimSettings = OptimSettings()) -> Any:
@@ -82,51 +87,75 @@ def xla_multiply_adds(model: ViViT) -> int:
 
 def table(counts: dict[str, int], *, title: str) -> str:
     """Returns the counts as lines of text."""
-    batch = f"training step, batch {counts['batch']}"
     rows = [
         ("tokens", f"{counts['tokens']:,}"),
-        ("parameters", f"{counts['parameters'] / 1e6:.2f} M"),
-        ("multiply-adds per clip", f"{counts['multiply_adds'] / 1e9:,.2f} G"),
-        ("  as XLA counts", f"{counts['xla_multiply_adds'] / 1e9:,.2f} G"),
-        (f"peak memory, {batch}", f"{counts['peak_bytes'] / 1e9:,.2f} GB"),
-        ("  of it temporary", f"{counts['temporary_bytes'] / 1e9:,.2f} GB"),
+        ("parameters", units(counts["parameters"])),
+        ("multiply-adds per clip", units(counts["multiply_adds"])),
+        ("  as XLA counts", units(counts["xla_multiply_adds"])),
     ]
+    if "peak_bytes" in counts:
+        batch = f"training step, batch {counts['batch']}"
+        rows.append((f"peak memory, {batch}", f"{units(counts['peak_bytes'])}B"))
+        rows.append(("  of it temporary", f"{units(counts['temporary_bytes'])}B"))
     return "\n".join([title, *(f"  {name:38} {value:>12}" for name, value in rows)])
 
 
+def units(value: int | float) -> str:
+    """Returns a number with three digits and the prefix of its size: "45.2 M"."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {prefix}"
+    return f"{value:g} "
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m vivit.describe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "vivit.describe",
+        __doc__,
+        "python -m vivit.describe --family=joint --size=B/16x2 --clip=32x224x224 --classes=400",
+        "python -m vivit.describe --config=configs/moving_digits.py --memory --batch=64",
     )
     known = ", ".join(FAMILIES)
-    parser.add_argument("--family", help=f"{known}, or a pattern ({MODEL.family})")
-    parser.add_argument("--size", help=f"{', '.join(SIZES)}, or with a tubelet ({MODEL.size})")
-    parser.add_argument("--clip", type=three_sizes, help="frames x height x width (32x224x224)")
-    parser.add_argument("--classes", type=int, help=f"({MODEL.classes})")
-    parser.add_argument("--readout", help=f"such as cls, mean or max ({MODEL.readout})")
-    parser.add_argument("--kernel", help=f"({MODEL.kernel})")
-    parser.add_argument("--remat", help=f"({MODEL.remat})")
+    parser.add_argument("--family", help=f"{known}, or a pattern (default: {MODEL.family})")
+    parser.add_argument(
+        "--size",
+        help=f"{', '.join(SIZES)}, of tubelets 16x2, or such as L/16x4 (default: {MODEL.size})",
+    )
+    parser.add_argument(
+        "--clip", type=three_sizes, metavar="FxHxW", help="frames, height, width (32x224x224)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help=f"default: {MODEL.classes}")
+    parser.add_argument("--readout", help=f"such as cls, mean or max (default: {MODEL.readout})")
+    parser.add_argument("--kernel", help=f"{', '.join(KERNELS)} (default: {MODEL.kernel})")
+    parser.add_argument("--remat", help=f"{', '.join(REMAT)} (default: {MODEL.remat})")
     parser.add_argument("--scan", action="store_const", const=True, help="scan over the layers")
-    parser.add_argument("--batch", type=int, default=1, help="clips in the training step")
+    parser.add_argument(
+        "--memory", action="store_true", help="compile the training step for its peak memory"
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", default=1, help="clips in that step (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse(parser, argv)
     given = {name: getattr(arguments, name) for name in FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("size", "").isalpha():
+        given["size"] += "/16x2"  # ViViT's tubelet
     if config is None:
         config = Config(model=replace(MODEL, **given))
     elif given:
         parser.error(f"with --config say --config.model.{next(iter(given))}=...")
     import_modules(config.imports)
     model = vivit.build(config.model)
-    counts = describe(model, batch=arguments.batch, optim=config.optim)
+    counts = describe(model, batch=arguments.batch, optim=config.optim, memory=arguments.memory)
     if arguments.json:
         print(json.dumps(counts, indent=1))
     else:
         settings = model.config.settings
         size = "x".join(map(str, settings.clip))
-        title = f"{settings.family} {settings.size} on {size}, {settings.kernel} kernel"
+        name = " ".join(filter(None, (settings.family, settings.size)))
+        title = f"{name} on {size}, {settings.kernel} kernel"
         print(table(counts, title=title))
 
 

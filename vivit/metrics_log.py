@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vivit.cost import count_multiply_adds, count_parameters, count_tokens
+from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
 from vivit.model import ViViT
+from vivit.parallel import Parallel
+from vivit.settings import Config
 
 
 class MetricsLog:
@@ -23,6 +28,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, steps: int, resumed_at: int) -> None:
         self._plain = not sys.stderr.isatty()
+        self._first: tuple[int, float] | None = None  # a training step, and when it was logged
         self._validation = ""
         self._bar = tqdm(total=steps, initial=resumed_at, unit="step", disable=self._plain)
         path = folder / "metrics.jsonl"
@@ -46,7 +52,16 @@ class MetricsLog:
         shown += f", {values['clips_per_second']:.0f} clips/s"
         self._bar.set_postfix_str(f"{shown}{self._validation}", refresh=False)
         self._bar.update(step - self._bar.n)
-        self._say(f"step {step}/{self._bar.total}: {shown}")
+        self._say(f"step {step}/{self._bar.total}: {shown}{self._left(step)}")
+
+    def _left(self, step: int) -> str:
+        """Returns the time left, by the pace since the first log step; the bar has its own."""
+        if self._first is None:
+            self._first = step, time.perf_counter()
+            return ""
+        first, since = self._first
+        seconds = (time.perf_counter() - since) / (step - first) * (self._bar.total - step)
+        return f", {as_clock(seconds)} left"
 
     def _say(self, line: str) -> None:
         if self._plain:
@@ -64,6 +79,36 @@ class NoLog:
     def write(self, step: int, split: str, values: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def as_clock(seconds: float) -> str:
+    """Returns "1:02:03", or "2:03" below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def introduce(
+    config: Config, model: ViViT, splits: Sequence[Split], parallel: Parallel, folder: Path
+) -> str:
+    """Returns what a run is about to do, one line per part."""
+    train, held_out = splits
+    settings, steps, size = config.model, config.train.steps, config.data.batch_size
+    name = " ".join(filter(None, (settings.family, settings.size)))
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    lines = {
+        "model": f"{name}, {count_parameters(model):,} parameters, {count_tokens(model):,} tokens "
+        f"and {count_multiply_adds(model) / 1e6:,.1f} M multiply-adds per clip of "
+        f"{'x'.join(map(str, settings.clip))}",
+        "data": f"{train.name} {train.version} in {config.data.root}: {len(train):,} clips of "
+        f"{train.split}, {len(held_out):,} of {held_out.split}; label {train.label}, "
+        f"{len(train.class_names)} classes",
+        "devices": f"{count} x {kind}, {parallel}; {settings.dtype}, "
+        f"{model.config.kernel.name} kernel",
+        "training": f"{steps:,} steps of {size} clips, {steps * size / len(train):.1f} epochs",
+        "folder": str(folder),
+    }
+    return "\n".join(f"{key:10}{text}" for key, text in lines.items())
 
 
 def write_cost(folder: Path, model: ViViT, compiled_step: Any, *, batch_size: int) -> None:

@@ -86,7 +86,11 @@ def warmup_cosine(*, lr: float, warmup_steps: int, steps: int, floor: float = 0.
     Raises ValueError for a warm-up as long as the training, and a floor above lr.
     """
     if not 0 <= warmup_steps < steps:
-        raise ValueError(f"optim.{warmup_steps=} must be at least 0 and less than train.{steps=}")
+        raise ValueError(
+            f"optim.{warmup_steps=} must be at least 0 and less than train.{steps=}; set "
+            f"--config.optim.warmup_steps={max(steps // 20, 0)}, or a part of the steps by "
+            "--config.optim.warmup_fraction"
+        )
     if not 0 <= floor <= lr:
         raise ValueError(f"{floor=} of schedule 'cosine' must be between 0 and {lr=}")
 
@@ -122,9 +126,8 @@ def make_optimizer(
 
     Raises ValueError for unknown names and options, and values out of range.
     """
-    rate = SCHEDULES[settings.schedule](
-        lr=settings.lr, warmup_steps=settings.warmup_steps, steps=steps
-    )
+    warmup = settings.warmup_steps or int(settings.warmup_fraction * steps)
+    rate = SCHEDULES[settings.schedule](lr=settings.lr, warmup_steps=warmup, steps=steps)
     parts: list[Any] = [OPTIMIZERS[settings.name]()]
     if settings.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))

@@ -104,6 +104,10 @@ class JitParallel(Parallel):
         self.sequence = settings.sequence
         self.splits_tokens = settings.sequence > 1
 
+    def __str__(self) -> str:
+        shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items())
+        return f"jit over {shape}"
+
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
         shapes = jax.eval_shape(make, seed)
         return _with_shardings(shapes, shard_by_rules(shapes, self.mesh, self.rules))
@@ -166,6 +170,9 @@ class PmapParallel(Parallel):
                 'parallel.mode="jit"; pmap replicates the state and splits clips only'
             )
         self.devices = settings.data
+
+    def __str__(self) -> str:
+        return "pmap"
 
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
         mesh = Mesh(np.array(jax.devices()), ("devices",))

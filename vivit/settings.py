@@ -28,6 +28,7 @@ class OptimSettings:
     lr: the learning rate after warm-up.
     schedule: a name of SCHEDULES, with its options: "cosine(floor=1e-5)".
     warmup_steps: over which the learning rate grows linearly to `lr`.
+    warmup_fraction: of the training steps, instead of warmup_steps, rounded down.
     clip_norm: global norm to which gradients are clipped, after the mean over all devices; 0 or
         None does not clip.
     layer_decay: the learning rate of each layer over that of the next one; the head has `lr`.
@@ -39,9 +40,19 @@ class OptimSettings:
     lr: float = 1e-3
     schedule: str = "cosine"
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
     clip_norm: float | None = 1.0
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"optim.warmup_fraction={self.warmup_fraction} is not in [0, 1)")
+        if self.warmup_fraction and self.warmup_steps:
+            raise ValueError(
+                f"optim.warmup_fraction={self.warmup_fraction} and "
+                f"warmup_steps={self.warmup_steps} are both set; set one of them to 0"
+            )
 
 
 @dataclass(frozen=True)

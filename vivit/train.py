@@ -4,7 +4,6 @@ A run that is started again in its folder resumes from its newest checkpoint and
 parameters, to the bit, as one that was never interrupted.
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 
 import vivit
 from vivit.checkpoint import Checkpoints
-from vivit.cli import run_command, show_log
+from vivit.cli import make_parser, run_command, show_log
 from vivit.config import (
     IMPORTS,
     as_config,
@@ -36,13 +35,14 @@ from vivit.data.sources import open_split
 from vivit.data.views import make_views
 from vivit.evaluate import score
 from vivit.io import locked, write_atomically
-from vivit.metrics_log import MetricsLog, NoLog, write_cost
+from vivit.metrics_log import MetricsLog, NoLog, introduce, write_cost
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
-from vivit.pretrained.start import load_for_run
+from vivit.pretrained.start import load_for_run, take_model
 from vivit.run import check_batch_size, check_split, record_data
+from vivit.schema import show
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
 
         # Model and data.
         import_modules(config.imports, copies=Path(workdir) / IMPORTS)
+        config = take_model(config, workdir)
         model = vivit.build(config.model)
         frames, height, width = config.model.clip
         train_split, held_out = (open_split(config.data, name) for name in config.data.splits)
@@ -82,6 +83,10 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
         train_step = make_train_step(model, optimizer, config.train, augment=augment)
         eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
+
+        if jax.process_index() == 0:
+            splits = train_split, held_out
+            logger.info("%s", introduce(config, model, splits, parallel, Path(workdir)))
 
         # The state: random, from other weights, or that of an interrupted run.
         state = parallel.init(make_state, config.seed)
@@ -120,10 +125,13 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             config.data, train_split, frames=frames, seed=config.seed, start=start, **of_process
         )
         stack.enter_context(closing(batches))
-        logger.info("%d training clips; compiling the training step", len(train_split))
         batch = parallel.put(next(batches))
+        if first:
+            logger.info("compiling the training step ...")
+        compiling = time.perf_counter()
         run_step = parallel.train(train_step, state).lower(state, batch).compile()
         if first:
+            logger.info("compiled in %.1f s", time.perf_counter() - compiling)
             write_cost(folder, model, run_step, batch_size=config.data.batch_size)
         pending, since = [], time.perf_counter()
 
@@ -185,12 +193,25 @@ def _require_finite(values: dict[str, float], step: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vivit.train", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser = make_parser(
+        "vivit.train",
+        __doc__,
+        "python -m vivit.train --config=configs/moving_digits.py --workdir=runs/moving_digits",
+        "python -m vivit.train --config=configs/moving_digits.py --show --config.optim.lr=1e-3",
+    )
+    parser.add_argument("--workdir", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--show", action="store_true", help="print the config with what its keys mean, and stop"
+    )
     show_log()
     arguments, config = parse(parser, argv)
     if config is None:
         parser.error("--config=FILE is needed, such as configs/moving_digits.py")
+    if arguments.show:
+        print(show(config))
+        return
+    if arguments.workdir is None:
+        parser.error("--workdir=RUN is needed: a folder for the run")
     step = int(train(config, arguments.workdir).step)
     if step < config.train.steps:
         sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")

@@ -65,7 +65,7 @@ def get_config():
     config.model.tubelet = (4, 16, 16)
     config.data.update(root={str(data_root)!r}, batch_size=8)
     config.train.update(steps=3, log_every=1, eval_every=3)
-    config.optim.warmup_steps = 1
+    config.optim.warmup_fraction = 0.34
     return config
 
 def sweep_families():

@@ -22,7 +22,7 @@ from vivit.pretrained.__main__ import main
 from vivit.settings import OptimSettings
 from vivit.train import train
 
-TO_START = ("--config.train.steps=2", "--config.optim.warmup_steps=1")
+TO_START = ("--config.train.steps=2", "--config.optim.warmup_fraction=0.5")
 
 
 def flat(tree):
@@ -61,7 +61,7 @@ def test_a_run_starts_from_weights(change, tiny_run, tiny_config, tmp_path):
         f"--config.init.path={tiny_run}",
         "--config.optim.freeze=('tubelet', 'stage_0/position')",
         "--config.train.steps=2",
-        "--config.optim.warmup_steps=1",
+        "--config.optim.warmup_fraction=0.5",
         f"--config.{change}",
     )
     state = train(config, tmp_path / "run")
@@ -105,6 +105,27 @@ def test_weights_that_mean_something_else_are_refused(tiny_run, tiny_config, tmp
     assert not (tmp_path / "a/config.json").exists()
     allowed = tiny_config(*options, "--config.init.allow=('activation',)", "--config.train.steps=3")
     assert int(train(allowed, tmp_path / "b").step) == 3
+
+
+def test_another_architecture_is_explained_first_and_can_be_taken(tiny_run, tiny_config, tmp_path):
+    options = (f"--config.init.path={tiny_run}", *TO_START, "--config.model.width=32",
+               "--config.model.mlp_dim=8")  # fmt: skip
+    with pytest.raises(ValueError, match="config.init: another architecture: width 16 in the") as e:
+        train(tiny_config(*options), tmp_path / "a")
+    first = str(e.value).splitlines()[0]
+    assert "width 16 in the file, 32, mlp_dim 16 in the file, 8 in the config" in first
+    assert "--config.model.width=16 --config.model.mlp_dim=16, or" in first
+    assert "--config.init.model=from_file takes the file's" in first
+    config = tiny_config(*options, "--config.init.model=from_file")
+    state = train(config, tmp_path / "b")
+    recorded = json.loads((tmp_path / "b/config.json").read_text())["model"]
+    assert (recorded["width"], recorded["mlp_dim"]) == (16, 16)
+    assert state.params["head"]["kernel"].shape == (16, 8)
+    # Started again it is the same run.
+    again = train(config, tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+    with pytest.raises(ValueError, match="init.model='from_file' needs init.path"):
+        tiny_config("--config.init.model=from_file")
 
 
 def test_files_that_changed_since_a_run_began_are_noticed(tiny_run, tiny_config, tmp_path):

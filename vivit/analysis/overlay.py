@@ -38,12 +38,26 @@ def overlay(
     mean: the heat of a uniform map; None for the mean of `heat`.
     """
     uniform = float(np.mean(heat)) if mean is None else mean
-    ratio = np.asarray(heat, np.float32) / max(uniform, 1e-12)
-    strength = np.log(np.maximum(ratio, 1e-6)) / np.log(limit)
-    more, less = np.clip(strength, 0, 1)[..., None], np.clip(-strength, 0, 1)[..., None]
-    coloured = matplotlib.colormaps[colours](more[..., 0])[..., :3] * 255
-    frames = clip * (1 - opacity * less)
-    return (frames * (1 - opacity * more) + coloured * opacity * more).round().astype(np.uint8)
+    gain, add = blend_weights(
+        np.asarray(heat), mean=uniform, limit=limit, opacity=opacity, colours=colours
+    )
+    return (clip * gain + add).round().astype(np.uint8)
+
+
+def blend_weights(
+    heat: Float[np.ndarray, "*shape"],
+    *,
+    mean: float,
+    limit: float = LIMIT,
+    opacity: float = 0.75,
+    colours: str = "autumn",
+) -> tuple[Float[np.ndarray, "*shape 1"], Float[np.ndarray, "*shape 3"]]:
+    """Returns what `overlay` multiplies pixels with, and what it adds to them."""
+    ratio = np.asarray(heat, np.float32) / np.float32(max(mean, 1e-12))
+    strength = np.log(np.maximum(ratio, np.float32(1e-6))) / np.float32(np.log(limit))
+    more, less = opacity * np.clip(strength, 0, 1), opacity * np.clip(-strength, 0, 1)
+    coloured = matplotlib.colormaps[colours](more / opacity)[..., :3].astype(np.float32) * 255
+    return ((1 - less) * (1 - more))[..., None], coloured * more[..., None]
 
 
 def colour_bar(*, width: int = 240, height: int = 14) -> UInt8[np.ndarray, "height width 3"]:

@@ -64,8 +64,7 @@ def load(
     """
     chosen = record(LoadOptions, options)
     path = Path(path).expanduser()
-    is_run = runs.is_run(path)
-    archive = runs.read_run(path, checkpoint=chosen.checkpoint) if is_run else files.read(path)
+    archive = read_archive(path, chosen)
     found = find_source(archive, chosen.source)
     wanted = dict(model or {})
     for name, value in (("clip", clip), ("family", family), ("classes", classes)):
@@ -97,6 +96,22 @@ def load(
     return Pretrained(
         model_config, stack_layers(tree) if model_config.get("scan") else tree, report
     )
+
+
+def read_model(
+    path: str | Path, *, wanted: Mapping[str, Any], options: LoadOptions
+) -> dict[str, Any]:
+    """Returns the fields of ModelSettings of a file's model, with the wanted ones."""
+    archive = read_archive(Path(path).expanduser(), options)
+    hints = LoadHints(options.source_clip, wanted.get("clip"))
+    return _target(_read(archive, find_source(archive, options.source), hints), wanted)
+
+
+def read_archive(path: Path, options: LoadOptions) -> files.Archive:
+    """Returns the arrays and the config of a file, a folder, or a run."""
+    if runs.is_run(path):
+        return runs.read_run(path, checkpoint=options.checkpoint)
+    return files.read(path)
 
 
 def find_source(archive: files.Archive, name: str) -> Source:

@@ -41,10 +41,19 @@ class InitSettings(LoadOptions):
     LoadOptions.
 
     path: a file, a folder or a run; "" for none.
+    model: "from_config", or "from_file": then `config.model` gets the architecture of the file, and
+        keeps what a file does not decide: clip, classes, kernel, dtype, scan, remat and dropout.
     allow: fields of the model that may differ from what the weights were trained with.
     sha256: of every file that was read, as "NAME DIGEST"; filled in when a run starts.
     """
 
     path: str = ""
+    model: str = "from_config"
     allow: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.model not in ("from_config", "from_file"):
+            raise ValueError(f"init.model={self.model!r} is neither from_config nor from_file")
+        if self.model == "from_file" and not self.path:
+            raise ValueError("init.model='from_file' needs init.path")

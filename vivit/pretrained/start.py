@@ -7,10 +7,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivit.config import read_workdir
 from vivit.io import read_json
 from vivit.model.embed import POSITION_EMBEDDINGS
 from vivit.model.settings import ModelSettings
-from vivit.model.vivit import ViViT
+from vivit.model.vivit import ViViT, build
 from vivit.pretrained.settings import InitSettings, LoadOptions
 from vivit.records import record
 from vivit.settings import Config
@@ -30,6 +31,55 @@ SEMANTIC_FIELDS = (
     "pixel_mean",
     "pixel_std",
 )
+
+
+# What a file of weights does not decide, as no parameter and no value depends on it.
+FREE_FIELDS = ("clip", "classes", "kernel", "dtype", "scan", "remat", "drop_path", "dropout",
+               "attention_dropout")  # fmt: skip
+# What a person sees first of an architecture.
+SHAPE_FIELDS = ("family", "width", "depth", "heads", "mlp_dim", "tubelet", "readout")
+
+
+def take_model(config: Config, workdir: str | Path) -> Config:
+    """Returns the config with the model of `init.path`'s file, if `init.model` says so; that of a
+    run that has a checkpoint is recorded."""
+    if config.init.model != "from_file":
+        return config
+    folder = Path(workdir)
+    if (folder / "config.json").exists() and _has_checkpoint(folder):
+        return replace(config, model=read_workdir(folder).model)
+    wanted = {name: getattr(config.model, name) for name in FREE_FIELDS}
+    fields = _model_of_file(config.init, wanted)
+    return replace(config, model=record(ModelSettings, fields, at="model"))
+
+
+def _model_of_file(init: InitSettings, wanted: dict[str, Any]) -> dict[str, Any]:
+    from vivit.pretrained.loader import read_model
+
+    options = record(LoadOptions, _options(init))
+    return read_model(init.path, wanted=wanted, options=options)
+
+
+def _explain_shape(init: InitSettings, model: ModelSettings) -> str:
+    """Returns one line on how the file's architecture differs from the model's, or ""."""
+    wanted = {name: getattr(model, name) for name in FREE_FIELDS}
+    try:
+        file = record(ModelSettings, _model_of_file(init, wanted), at="model")
+    except ValueError:
+        return ""
+    file = build(file).config.settings  # with its sizes filled in
+    pairs = {name: (getattr(file, name), getattr(model, name)) for name in SHAPE_FIELDS}
+    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if not changed:
+        return ""
+    listed = ", ".join(f"{name} {old} in the file, {new}" for name, (old, new) in changed.items())
+    flags = " ".join(
+        shlex.quote(f"--config.model.{name}={old}") for name, (old, _) in changed.items()
+    )
+    return (
+        f"another architecture: {listed} in the config. These fit: {flags}, or "
+        "--config.init.model=from_file takes the file's.\n"
+    )
 
 
 def load_for_run(
@@ -54,7 +104,8 @@ def load_for_run(
         loaded = load(config.init.path, model=wanted, seed=config.seed, **_options(config.init))
     except ValueError as error:
         show = f"python -m vivit.pretrained inspect {shlex.quote(config.init.path)}"
-        raise ValueError(f"config.init: {error}\n`{show}` prints the file's model") from None
+        first = _explain_shape(config.init, model.config.settings)
+        raise ValueError(f"config.init: {first}{error}\n`{show}` prints the file's model") from None
     _check_semantics(config.init, model.config.settings, loaded.report.source_config)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
