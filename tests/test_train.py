@@ -299,9 +299,16 @@ def test_a_start_says_what_it_is_doing(tmp_path, tiny_config, data_root):
     command += ["--config.train.steps=4", "--config.train.log_every=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     lines = done.stderr.splitlines()
-    starts = ("model     factorised_encoder(1), ", "data      moving_digits 1.0.0", "devices   1 x ",
-              "training  4 steps of 8 clips, 1.0 epochs", "folder    ", "compiling the training",
-              "compiled in ", "step 1/4: loss ")  # fmt: skip
+    starts = (
+        "model     factorised_encoder(1), ",
+        "data      moving_digits 1.0.0",
+        "devices   1 x ",
+        "training  4 steps of 8 clips, 1.0 epochs",
+        "folder    ",
+        "compiling the training",
+        "compiled in ",
+        "step 1/4: loss ",
+    )
     place = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
     places = [place(start) for start in starts]
     assert places == sorted(places)

@@ -33,7 +33,7 @@ from vivit.data.settings import DataSettings
 from vivit.data.sources import MANIFESTS
 from vivit.data.split import Split
 from vivit.data.video import ClipReadError, VideoReader
-from vivit.data.video_files import VideoFiles
+from vivit.data.video_files import Indexes, VideoFiles
 from vivit.data.views import make_views
 from vivit.evaluate import model_for_devices, parse_views
 from vivit.parallel import Parallel, make_parallel_for_inference
@@ -125,7 +125,12 @@ class Predictor:
         return [row for row in rows if row.name not in found]
 
     def _files(self, rows: Sequence[ClipRow], root: str) -> VideoFiles:
-        return VideoFiles(rows, root, self.data.short_side, self.data.limits)
+        data = self.data
+        return VideoFiles(rows, root, data.short_side, data.limits, self._indexes)
+
+    @cached_property
+    def _indexes(self) -> Indexes:
+        return Indexes()
 
     def _split(self, rows: Sequence[ClipRow], root: str) -> Split:
         files = self._files(rows, root)

@@ -91,8 +91,9 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the model's classes, for which the data is not needed in newer runs."""
-        names = read_data_record(self.workdir).get("class_names")
+        """The names of the model's classes: those recorded in the run, or else the data's."""
+        recorded = [read_data_record(self.workdir), *(x["data"] for x in self.evaluations())]
+        names = next((x["class_names"] for x in recorded if "class_names" in x), None)
         return self.data.class_names if names is None else tuple(names)
 
     @cached_property

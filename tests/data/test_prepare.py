@@ -403,3 +403,16 @@ def test_without_beam_the_command_says_what_to_install(videos, tmp_path):
         pytest.skip("Beam is here")
     with pytest.raises(ValueError, match="pip install 'vivit\\[beam\\]'"):
         main(["prepare", str(videos / "films.csv"), str(tmp_path), "--beam"])
+
+
+def test_replaced_files_are_noticed(videos, tmp_path):
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    prepare = lambda: prepare_manifest(root / "films.csv", tmp_path / "out")
+    final = prepare()
+    assert prepare() == final
+    (root / "val/up/0.mp4").unlink()  # files may be deleted when the clips are written
+    assert prepare() == final
+    shutil.copy(root / "train/up/2.mp4", root / "train/up/1.mp4")
+    with pytest.raises(ValueError, match=r"1 files have changed since .*:\n  train/up/1.mp4"):
+        prepare()

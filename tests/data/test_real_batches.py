@@ -1,5 +1,7 @@
 """Batches of real videos: the same for any threads, workers, processes; damage and mistakes."""
 
+import os
+import pickle
 import shutil
 
 import numpy as np
@@ -207,3 +209,17 @@ def test_mistakes_with_labels_are_told_before_anything_is_read(videos, tmp_path)
         open_it(split="dev")
     with pytest.raises(ValueError, match="batch_size=11 is larger than the 10 clips"):
         take(open_it(), 1, batch_size=11)
+
+
+def test_the_index_of_a_file_is_read_once(videos, tmp_path, monkeypatch):
+    """By the process that opens the split; those that load batches get it."""
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    split = opened(root / "films.csv", root, split="train", label="label")
+    reader = pickle.loads(pickle.dumps(split.reader))
+    monkeypatch.setattr(decode_pool, "index", None)
+    for i in range(len(split)):
+        assert len(reader.open(i).times) == len(split.reader.open(i).times)
+    os.utime(root / split.reader.name(0), ns=(1, 1))  # a file that changed is read again
+    with pytest.raises(TypeError):
+        reader.open(0)

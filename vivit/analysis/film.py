@@ -62,6 +62,7 @@ def write_film(
     *,
     checkpoint: str = "best",
     side_by_side: bool = False,
+    data_root: str | None = None,
 ) -> Path:
     """Writes an MP4 of a video with attention rollout over it; returns its path.
 
@@ -69,7 +70,7 @@ def write_film(
     seen in its centre crop, which is outlined. side_by_side: the plain film is next to it.
     Raises ValueError if the video cannot be read.
     """
-    run, out = open_run(workdir, checkpoint=checkpoint), Path(out)
+    run, out = open_run(workdir, checkpoint=checkpoint, data_root=data_root), Path(out)
     try:
         _write(run, Path(video), out, side_by_side=side_by_side)
     except ClipReadError as error:
@@ -276,6 +277,9 @@ def main(argv: list[str] | None = None) -> None:
         "--checkpoint", default="best", help="best (by validation; default), latest or a step"
     )
     parser.add_argument(
+        "--data-root", metavar="FOLDER", help="where the data sets are, for old runs' class names"
+    )
+    parser.add_argument(
         "--side-by-side", action="store_true", help="the plain film next to the overlay"
     )
     show_log()
@@ -287,6 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         out,
         checkpoint=arguments.checkpoint,
         side_by_side=arguments.side_by_side,
+        data_root=arguments.data_root,
     )
     print(f"wrote {written}")
 

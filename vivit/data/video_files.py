@@ -1,11 +1,10 @@
 """Clips of a manifest, read straight from their files, in decoder processes."""
 
-import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,47 @@ from vivit.data.manifest import ClipRow
 from vivit.data.settings import ReadLimits
 from vivit.data.video import ClipReadError, VideoReader, Window, read_pictures
 
+KEPT_FRAMES = 4_000_000  # whose times are kept: some 150 MB
+
+
+class Indexes:
+    """The indexes of files that were read, which are kept while a file is the same.
+
+    They travel to the processes that load batches, so that each file is read once.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple, Index] = {}
+        self._frames = 0
+
+    def get(self, row: ClipRow, path: str, limits: ReadLimits) -> Index:
+        """Returns the index of a row's file; ClipReadError if it can't be read."""
+        key = path, Path(path).stat().st_mtime_ns, row.start, row.end, limits.largest_frame
+        if key not in self._found:
+            found = index_of(row, path, b"", limits)
+            self._frames += len(found.pts)
+            if self._frames > KEPT_FRAMES:
+                return found
+            self._found[key] = found
+        return self._found[key]
+
 
 def open_video(
-    row: ClipRow, root: str | Path, *, short_side: int | None = None, limits: ReadLimits
+    row: ClipRow,
+    root: str | Path,
+    *,
+    short_side: int | None = None,
+    limits: ReadLimits,
+    indexes: Indexes | None = None,
 ) -> VideoReader:
     """Opens a row of a manifest; frames are shrunk to this short side."""
     if row.is_record:
         return _open_record(row, root, limits)
     path, data = fetch(locate(root, row.path, follow_links=limits.follow_links), sha256=row.sha256)
-    found = index_of(row, path, data, limits)
+    if path is None or indexes is None:
+        found = index_of(row, path, data, limits)
+    else:
+        found = indexes.get(row, path, limits)
     scale = 1.0 if short_side is None else min(1.0, short_side / min(found.width, found.height))
     height, width = round(found.height * scale), round(found.width * scale)
 
@@ -47,20 +78,15 @@ def open_video(
 
 
 def index_of(row: ClipRow, path: str | None, data: bytes, limits: ReadLimits) -> Index:
-    """Returns the index of a row's file, which is kept while the file is the same."""
-    if path is None:
-        return _index(None, data, row.start, row.end, limits)
-    return _cached_index(path, Path(path).stat().st_mtime_ns, row.start, row.end, limits)
-
-
-def _index(path, data, start, end, limits: ReadLimits) -> Index:
-    size, timeout = limits.largest_frame, limits.timeout_seconds
-    return decode_pool.index(path, data, start=start, end=end, largest_frame=size, timeout=timeout)
-
-
-@functools.lru_cache(maxsize=1 << 11)
-def _cached_index(path, modified, start, end, limits: ReadLimits) -> Index:
-    return _index(path, b"", start, end, limits)
+    """Returns the index of the file of a row; ClipReadError if it can't be read."""
+    return decode_pool.index(
+        path,
+        data,
+        start=row.start,
+        end=row.end,
+        largest_frame=limits.largest_frame,
+        timeout=limits.timeout_seconds,
+    )
 
 
 def _open_record(row: ClipRow, root: str | Path, limits: ReadLimits) -> VideoReader:
@@ -103,6 +129,7 @@ class VideoFiles:
     root: str
     short_side: int | None
     limits: ReadLimits
+    indexes: Indexes = field(default_factory=Indexes, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,7 +144,13 @@ class VideoFiles:
         return self.rows[i].labels[label]
 
     def open(self, i: int) -> VideoReader:
-        return open_video(self.rows[i], self.root, short_side=self.short_side, limits=self.limits)
+        return open_video(
+            self.rows[i],
+            self.root,
+            short_side=self.short_side,
+            limits=self.limits,
+            indexes=self.indexes,
+        )
 
     def measure(self) -> tuple[tuple[int, int], int]:
         """Returns height and width that hold all frames, and the shortest side.

@@ -41,6 +41,7 @@ from vivit.io import locked, read_json, write_json
 
 log = logging.getLogger(__name__)
 TRIED = 8  # clips whose sizes say how much room all will take
+SOURCES = "sources.json"  # size and time of change of the files
 
 
 def prepare_registered(name: str, root: str | Path) -> Path:
@@ -88,6 +89,7 @@ def prepare_manifest(
     with locked(plan.folder):
         if plan.final.exists():
             _require_same(plan.final / "plan.json", plan)
+            _require_same_files(plan.final / SOURCES, plan)
             remove_staging(plan)  # after a kill between the last name and this
             return plan.final
         _begin(plan)
@@ -140,6 +142,33 @@ def _require_same(path: Path, plan: Plan) -> None:
         )
 
 
+def _source_files(plan: Plan) -> dict[str, list[int]]:
+    """Returns size and time of change (in ns) of each local file that exists."""
+    found = {}
+    for clip in plan.manifest.clips:
+        path = clip.path.rsplit("#", 1)[0] if clip.is_record else clip.path
+        if path not in found and not is_uri(plan.root) and not is_uri(path):
+            try:
+                stat = os.stat(os.path.join(plan.root, path))
+            except OSError:
+                continue
+            found[path] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+def _require_same_files(path: Path, plan: Plan) -> None:
+    """Raises ValueError if files were replaced by others of the same name; missing ones are none
+    of it, as they may have been deleted after the clips were written."""
+    recorded = read_json(path) if path.exists() else {}  # 0.2.0 wrote none
+    now = _source_files(plan)
+    changed = [name for name, stat in recorded.items() if now.get(name, stat) != stat]
+    raise_all(
+        f"{len(changed)} files have changed since {path.parent} was begun; give another --name, "
+        "or move that folder away",
+        changed,
+    )
+
+
 def _begin(plan: Plan) -> None:
     path = plan.staging / "plan.json"
     decided = (plan.staging / "shards.json").exists()  # then written shards have deleted clips
@@ -147,6 +176,7 @@ def _begin(plan: Plan) -> None:
         shutil.rmtree(plan.staging)  # nothing was done that could be lost
     if path.exists():
         _require_same(path, plan)
+        _require_same_files(plan.staging / SOURCES, plan)
         staged = list((plan.staging / "clips").glob("*/*.json"))
         if not decided:  # tries again to read what failed
             for failed in [path for path in staged if "error" in read_json(path)]:
@@ -154,6 +184,7 @@ def _begin(plan: Plan) -> None:
                 staged.remove(failed)
         log.info("resumes: %d of %d clips are done", len(staged), len(plan.manifest.clips))
     else:
+        write_json(plan.staging / SOURCES, _source_files(plan), indent=None)
         write_json(path, _plan_json(plan))
 
 
