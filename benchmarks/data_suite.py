@@ -22,7 +22,7 @@ from vivit.data.decode import decode_jpeg
 from vivit.data.manifest import Classes, ClipRow, Manifest
 from vivit.data.memory import keep_freed_memory
 from vivit.data.pipeline import train_batches
-from vivit.data.prepared import encoded_frame, get_records, read_example
+from vivit.data.prepared import encoded_frame, get_record, read_example
 from vivit.data.settings import DataSettings, SamplingSettings
 from vivit.data.sources import open_split
 from vivit.dataprep.manifest_files import write_manifest
@@ -136,7 +136,7 @@ def _bare(split: Any, format: str) -> Callable[[int], None]:
         return decode
     if format == "jpeg":
         first = record["first_frame"].int64_list.value[0]
-        records = get_records(reader.frames, (first + numbers).tolist())
+        records = [get_record(reader.frames, int(first + i)) for i in numbers]
         files = [encoded_frame(data) for data in records]
         return lambda _: [decode_jpeg(file) for file in files].clear()
     clip = reader.open(0).read(numbers, None)
