@@ -4,7 +4,6 @@ Every case runs in a process of its own, so that none can spoil the next: it is 
 to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
 """
 
-import argparse
 import datetime
 import json
 import multiprocessing
@@ -30,7 +29,7 @@ import vivit
 from benchmarks import data_suite
 from vivit import pretrained
 from vivit.attention import KERNELS, PATTERNS
-from vivit.cli import run_command
+from vivit.cli import make_parser, run_command
 from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
 from vivit.io import write_atomically
@@ -365,12 +364,29 @@ def table(records: list[dict], *, machine: dict[str, str], command: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.suites", description=__doc__)
+    parser = make_parser(
+        "benchmarks.suites",
+        __doc__,
+        "python -m benchmarks.suites data --repeats 3",
+        "python -m benchmarks.suites kernels --only chunked",
+    )
     parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="(benchmark)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of a case (5)")
-    parser.add_argument("--case", help="one case as JSON, measured in this process")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="cases whose name has this in it"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("benchmark"),
+        help="where the tables go (default: benchmark)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", default=5, help="timed runs of a case (default: 5)"
+    )
+    parser.add_argument(
+        "--case", metavar="JSON", help="one case, which is measured in this process"
+    )
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:
         parser.error("--repeats must be at least 1")

@@ -4,7 +4,6 @@ Runs that differ in nothing but the seed share a row. Writes table.md, table.jso
 accuracy.png into the first folder, and prints the table.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from vivit.cli import run_command
+from vivit.cli import make_parser, run_command
 from vivit.config import as_json
 from vivit.io import read_json
 from vivit.run import Run
@@ -143,10 +142,13 @@ def table_row(cells: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.collect", description=__doc__)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, help="such as runs/ablate_attention/family"
+    parser = make_parser(
+        "experiments.collect",
+        __doc__,
+        "python -m experiments.collect runs/ablate_attention/family",
+        "python -m experiments.collect runs/sweep_a runs/sweep_b",
     )
+    parser.add_argument("folders", nargs="+", type=Path, help="folders with runs below them")
     folders = parser.parse_args(argv).folders
     rows, problems = collect(folders)
     for problem in problems:

@@ -6,7 +6,6 @@ reported and the others continue. Launched again, finished runs are skipped and 
 resume.
 """
 
-import argparse
 import importlib.util
 import inspect
 import shlex
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from vivit.cli import run_command
+from vivit.cli import make_parser, run_command
 from vivit.config import as_config, renamed
 from vivit.run import Run
 from vivit.settings import Config
@@ -145,10 +144,24 @@ def _last_line(log: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.launch", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--sweep", required=True, help="NAME of a generator sweep_NAME in FILE")
-    parser.add_argument("--runs", default="runs", help="runs go to RUNS/CONFIG/SWEEP/NAME")
+    parser = make_parser(
+        "experiments.launch",
+        __doc__,
+        "python -m experiments.launch --config=configs/ablate_attention.py --sweep=family",
+        "python -m experiments.launch --config=my_sweep.py --sweep=kernel --dry-run",
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a config that has generators of sweeps"
+    )
+    parser.add_argument(
+        "--sweep", required=True, metavar="NAME", help="of a generator sweep_NAME in that file"
+    )
+    parser.add_argument(
+        "--runs",
+        default="runs",
+        metavar="FOLDER",
+        help="runs go to FOLDER/CONFIG/SWEEP/NAME (default: runs)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     arguments = parser.parse_args(argv)
     runs = load_sweep(arguments.config, arguments.sweep)

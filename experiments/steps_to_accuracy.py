@@ -5,7 +5,6 @@ test accuracy at the end. Runs that start from the same kind of weights at the s
 share a row, whatever else differs: give the folder of one sweep.
 """
 
-import argparse
 import statistics
 import sys
 from collections import defaultdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.collect import mean_and_spread, table_row
-from vivit.cli import run_command
+from vivit.cli import make_parser, run_command
 from vivit.io import read_json
 from vivit.run import Run
 
@@ -60,11 +59,21 @@ def _steps(reached: list[int | None]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.steps_to_accuracy", description=__doc__
+    parser = make_parser(
+        "experiments.steps_to_accuracy",
+        __doc__,
+        "python -m experiments.steps_to_accuracy runs/transfer_digits/start",
+        "python -m experiments.steps_to_accuracy runs/transfer_digits/start --accuracy 0.5 0.99",
     )
-    parser.add_argument("folder", type=Path, help="of a sweep, such as runs/transfer_digits/start")
-    parser.add_argument("--accuracy", type=float, nargs="+", default=[0.5, 0.9])
+    parser.add_argument("folder", type=Path, help="of a sweep's runs")
+    parser.add_argument(
+        "--accuracy",
+        type=float,
+        nargs="+",
+        metavar="A",
+        default=[0.5, 0.9],
+        help="levels of validation accuracy in 0 .. 1 (default: 0.5 0.9)",
+    )
     arguments = parser.parse_args(argv)
     folders = sorted(path.parent for path in arguments.folder.rglob("metrics.jsonl"))
     runs = [read_run(folder, arguments.accuracy) for folder in folders]

@@ -46,12 +46,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
 
 def make_parser(prog: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:
     """Returns a parser whose help has a command's description and examples."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {prog}",
-        description=doc,
-        epilog="\n  ".join(["examples:", *examples]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return argparse.ArgumentParser(prog=f"python -m {prog}", **_described(doc, examples))
+
+
+def add_command(commands: Any, name: str, help: str, *examples: str, more: str = "") -> Any:
+    """Adds a command to a parser's sub-parsers; its help has examples, and `more` below them."""
+    return commands.add_parser(name, help=help, **_described(help, examples, more=more))
+
+
+def _described(text: str | None, examples: tuple[str, ...], *, more: str = "") -> dict[str, Any]:
+    listed = "\n  ".join(["examples:", *examples])
+    return {
+        "description": text,
+        "epilog": f"{listed}\n\n{more}" if more else listed,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 def three_sizes(text: str) -> tuple[int, int, int]:

@@ -5,12 +5,11 @@ import inspect
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import vivit.dataprep.class_folders
 import vivit.dataprep.dmvr
 import vivit.dataprep.published  # noqa: F401  they register their formats
-from vivit.cli import make_parser, run_command, show_log
+from vivit.cli import add_command, make_parser, run_command, show_log
 from vivit.data.files import data_root
 from vivit.data.settings import LARGEST_FRAME, TIMEOUT_SECONDS, ReadLimits
 from vivit.data.sources import DATA_SETS, MANIFESTS
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     _convert_arguments(commands)
     _check_arguments(commands)
     _prepare_arguments(commands)
-    command = _add(
+    command = add_command(
         commands,
         "describe",
         "numbers and pictures of a prepared data set",
@@ -67,7 +66,7 @@ CONVERT_OPTIONS = {  # of some formats: their docstrings are in the help
 
 def _convert_arguments(commands) -> None:
     about = "\n\n".join(f"{name}: {inspect.getdoc(FORMATS[name])}" for name in FORMATS)
-    command = _add(
+    command = add_command(
         commands,
         "convert",
         "annotation files -> a manifest",
@@ -111,18 +110,6 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"{len(missing)} annotated videos are missing; wrote {arguments.out}")
 
 
-def _add(commands: Any, name: str, help: str, *examples: str, more: str = "") -> Any:
-    """Adds a command whose help has examples, and `more` below them."""
-    lines = ["examples:", *(f"  {example}" for example in examples)]
-    return commands.add_parser(
-        name,
-        help=help,
-        description=help,
-        epilog="\n".join(lines) + (f"\n\n{more}" if more else ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _links_argument(command) -> None:
     text = "refuse files that are reached by symbolic links, in folders that are not trusted"
     command.add_argument("--refuse-links", action="store_true", help=text)
@@ -154,7 +141,7 @@ def _limits(arguments: argparse.Namespace) -> ReadLimits:
 
 
 def _check_arguments(commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "check",
         "find what is wrong with the files of a manifest",
@@ -204,7 +191,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_arguments(commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "prepare",
         "write a data set, unless it exists",

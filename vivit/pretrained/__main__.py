@@ -8,7 +8,7 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from vivit.cli import run_command, show_log, three_sizes
+from vivit.cli import add_command, make_parser, run_command, show_log, three_sizes
 from vivit.pretrained import WRITERS, Pretrained, export, load
 from vivit.pretrained.settings import LoadOptions
 
@@ -32,12 +32,40 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vivit.pretrained", description=__doc__)
+    parser = make_parser(
+        "vivit.pretrained",
+        __doc__,
+        "python -m vivit.pretrained inspect B_16.npz",
+        "python -m vivit.pretrained convert runs/mine weights/mine",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="print the model and the result for each array")
-    convert = commands.add_parser("convert", help="write a portable folder that load reads")
-    export_ = commands.add_parser("export", help="write a folder for other programs")
-    export_.add_argument("--to", choices=sorted(WRITERS), required=True)
+    inspect = add_command(
+        commands,
+        "inspect",
+        "print the model and the result for each array",
+        "python -m vivit.pretrained inspect B_16.npz",
+        "python -m vivit.pretrained inspect runs/mine --family=joint --clip=32x224x224",
+    )
+    convert = add_command(
+        commands,
+        "convert",
+        "write a portable folder that load reads",
+        "python -m vivit.pretrained convert runs/mine weights/mine --checkpoint=latest",
+        "python -m vivit.pretrained convert B_16.npz weights/b16 --clip=32x224x224",
+    )
+    export_ = add_command(
+        commands,
+        "export",
+        "write a folder for other programs",
+        "python -m vivit.pretrained export runs/mine weights/hf --to=hf_vivit",
+        "python -m vivit.pretrained export runs/mine weights/mine --to=portable",
+    )
+    export_.add_argument(
+        "--to",
+        choices=sorted(WRITERS),
+        required=True,
+        help="hf_vivit for transformers, portable for any reader of safetensors",
+    )
     for command in (inspect, convert, export_):
         command.add_argument("path", help="a file, a folder, a run, or a run's checkpoint")
         _add_load_arguments(command)
@@ -49,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", help="of the wanted model, where it is not the file's")
     parser.add_argument("--clip", type=three_sizes, metavar="FxHxW", help="of the wanted model")
-    parser.add_argument("--classes", type=int, help="of the wanted model")
-    parser.add_argument("--seed", type=int, default=0, help="of what is newly initialised")
+    parser.add_argument("--classes", type=int, metavar="N", help="of the wanted model")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="of what is newly initialised (default: 0)"
+    )
     parser.add_argument(
         "--model", type=_field, action="append", default=[], metavar="FIELD=VALUE",
         help="any other field of the wanted model, as in config.model",
