@@ -46,6 +46,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     rates = [line["clips_per_second"] for line in run.metrics if line["split"] == "train"]
     return {
         "config": config,
+        "views": run.config.data.views.name,
         "accuracy": 100 * scores["top1"],
         "parameters": costs["parameters"] / 1e6,
         "multiply_adds": costs["multiply_adds"] / 1e6,
@@ -78,14 +79,15 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     for values, members in groups.items():
         figures = {key: [done[path][key] for path in members] for key, _ in COLUMNS}
         name = ", ".join(_short(k, v) for k, v in zip(varied, values, strict=True)) or "base"
-        rows.append({"name": name, "seeds": len(members), **figures})
+        views = sorted({done[path]["views"] for path in members})
+        rows.append({"name": name, "seeds": len(members), "views": views, **figures})
     rows.sort(key=lambda row: -statistics.mean(row["accuracy"]))
     return rows, problems
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table: accuracy as mean ± standard deviation (lowest to highest) over the
-    seeds, medians of the rest."""
+    seeds, medians of the rest; and below it what the accuracy is of."""
     head = ["run", "seeds", *(title for _, title in COLUMNS)]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for row in rows:
@@ -94,6 +96,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             value = statistics.median(row[key])
             cells.append(f"{value:.3f}" if key == "parameters" else f"{value:.1f}")
         lines.append(table_row(cells))
+    views = sorted({views for row in rows for views in row["views"]})
+    lines.append(
+        f"\nTest split, best checkpoint by validation, {', '.join(views)} views (clips x crops)."
+    )
     return "\n".join(lines) + "\n"
 
 
