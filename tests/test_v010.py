@@ -312,3 +312,9 @@ def test_an_interrupted_run_resumes(name, folder):
     after = run_numbers(workdir)
     for key in ("steps", "scores"):
         np.testing.assert_allclose(after[key], before[key], rtol=TOLERANCE, err_msg=key)
+
+
+def test_a_stage_without_an_equal_is_refused():
+    stage = {"depth": 1, "mixers": ("divided_time", "time"), "pool": ""}
+    with pytest.raises(ValueError, match="of version 0.1.0 has no equal"):
+        upgrade_model({"stages": (stage,)})

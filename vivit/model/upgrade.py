@@ -33,5 +33,10 @@ def _upgrade_stage(stage: dict[str, Any]) -> dict[str, Any]:
         names = tuple(stage.pop("mixers"))
         stage["attentions"] = tuple("time" if n == "divided_time" else n for n in names)
         if "divided_time" in names:
+            if set(names) - {"divided_time", "space"}:
+                raise ValueError(
+                    f"a stage with mixers={names} of version 0.1.0 has no equal: divided_time goes "
+                    "with space alone"
+                )
             stage["block"] = "divided"
     return stage | {"pool": READOUTS.get(stage["pool"], stage["pool"])}
