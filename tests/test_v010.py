@@ -295,7 +295,7 @@ def test_a_run_is_evaluated_to_the_same_scores(name, options, folder):
     (path,) = Path("runs", name, "eval").glob("*.json")
     old = before / path.name
     if not old.exists():  # 0.1.0 did not name the config's views
-        old = before / path.name.replace("_1x1", "")
+        old = before / f"{path.stem.rpartition('_')[0]}.json"
     ours, theirs = (json.loads(p.read_text()) for p in (path, old))
     for key in ("loss", "top1", "top5"):
         assert ours[key] == pytest.approx(theirs[key], rel=TOLERANCE)

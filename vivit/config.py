@@ -187,9 +187,9 @@ def _warn_of_changes(module: ModuleType, copies: Path) -> None:
 
 def _files_of(module: ModuleType) -> dict[str, Path]:
     """Returns the Python files of a module or package, by their paths below sys.path's folder."""
-    if module.__file__ is None:
+    if not getattr(module, "__file__", None):  # made in memory, or without a file of its own
         return {}
-    file, parts = Path(module.__file__), module.__name__.split(".")
+    file, parts = Path(str(module.__file__)), module.__name__.split(".")
     if file.name != "__init__.py":
         return {"/".join(parts) + ".py": file}
     files = file.parent.rglob("*.py")
