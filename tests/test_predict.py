@@ -42,7 +42,7 @@ def test_a_folder_of_films(films, tiny_run, capsys):
         capsys, f"--workdir={tiny_run}", "--checkpoint=latest", "--json", str(films)
     )
     rows = [json.loads(line) for line in printed.out.splitlines()]
-    assert [row["video"] for row in rows] == ["a.mp4", "b.mkv"]
+    assert [row["video"] for row in rows] == [str(films / "a.mp4"), str(films / "b.mkv")]
     for row in rows:
         ps = [c["probability"] for c in row["classes"]]
         assert ps == sorted(ps, reverse=True)
@@ -84,7 +84,7 @@ def test_csv_and_table_over_time(films, tiny_run, capsys):
     assert list(rows[0]) == ["video", "seconds", "class_1", "p_1", "class_2", "p_2"]
     assert [row["seconds"] for row in rows] == ["0", "1", "2"]
     printed, _ = run_main(capsys, *common, str(films / "b.mkv"))
-    assert printed.out.splitlines()[1].startswith("b.mkv      1.00 s  ")
+    assert printed.out.splitlines()[1].startswith(f"{films}/b.mkv      1.00 s  ")
 
 
 def test_a_manifest_and_its_splits(films, tiny_run, tmp_path, capsys):
@@ -121,6 +121,13 @@ def test_paths_from_several_folders(films, tmp_path):
         str(films / "a.mp4"),
         str(tmp_path / "c.mp4"),
     ]
+    assert [row.id for row in rows] == [str(films / "a.mp4"), str(tmp_path / "c.mp4")]  # as given
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,split,x\nnowhere.mp4,train,u\n")
+    with pytest.raises(ValueError, match="none of the 1 clips is below .*--data-root"):
+        find_videos([str(manifest)])
+    with pytest.raises(ValueError, match=r"m.csv is a manifest; give it alone"):
+        find_videos([str(manifest), str(films)])
     with pytest.raises(ValueError, match="choose clips of a manifest"):
         find_videos([str(films)], split="test")
 

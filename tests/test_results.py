@@ -42,6 +42,12 @@ def test_the_rows_hold_what_the_scores_say(tiny_run):
     )
 
 
+def test_logits_are_not_lost_when_scores_are_made_again(tiny_run):
+    path = evaluate(tiny_run, checkpoint="latest", logits=True).with_suffix(".parquet")
+    evaluate(tiny_run, checkpoint="latest")
+    assert read_clips(path) is not None
+
+
 def test_logits_are_kept_on_request_only(tiny_run):
     path = evaluate(tiny_run, checkpoint="latest", split="validation").with_suffix(".parquet")
     assert "logits" not in parquet.read_schema(path).names
@@ -87,6 +93,7 @@ def test_an_ensemble_on_the_command_line(tiny_run, tmp_path, capsys):
     copy.symlink_to(tiny_run)
     main(["--ensemble", str(tiny_run), str(copy), "--checkpoint=latest"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith("ensemble")
-    assert lines[1].split()[1:] == lines[2].split()[1:] == lines[3].split()[1:]
+    assert lines[0] == "test: 21 clips in the config's views, latest checkpoints"
+    assert lines[4].startswith("ensemble")
+    assert lines[2].split()[1:] == lines[3].split()[1:] == lines[4].split()[1:]
     assert "McNemar p = 1" in lines[-1]

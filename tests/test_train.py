@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import vivit
 from tests.conftest import ROOT, TINY
 from vivit.checkpoint import Checkpoints
 from vivit.config import as_json, claim_workdir, differences, read_config, read_workdir
+from vivit.data import moving_digits
+from vivit.dataprep.prepare import prepare_registered
 from vivit.io import locked
 from vivit.metrics_log import MetricsLog
 from vivit.optim import make_optimizer
@@ -357,8 +360,21 @@ def test_a_run_opens_from_any_folder(tmp_path, tiny_config, data_root, monkeypat
     assert len(run.data) == 21
     assert run.config.data.root == "data"
     (tmp_path / "here/data").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="no data set 'moving_digits' under 'data'"):
+    with pytest.raises(ValueError, match="(?s)no data set.*here/data, which is not.*--data-root"):
         _ = Run("../here/runs/a", "latest").data
     assert len(Run("../here/runs/a", "latest", data_root="../moved").data) == 21
     # The names of the classes need no data.
     assert Run("../here/runs/a", "latest").class_names == run.data.class_names
+
+
+def test_data_that_was_replaced_is_warned_of(tmp_path, tiny_config, data_root, caplog):
+    shutil.copytree(data_root, tmp_path / "data")
+    train(tiny_config(f"--config.data.root={tmp_path}/data", "--config.train.steps=2"),
+          tmp_path / "run")  # fmt: skip
+    _ = Run(tmp_path / "run", "latest").data
+    assert "is not what" not in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving_digits, "SPLITS", {"train": 33, "validation": 16, "test": 21})
+        prepare_registered("moving_digits", tmp_path / "other")
+    _ = Run(tmp_path / "run", "latest", data_root=str(tmp_path / "other")).data
+    assert "clips of split 'test' may have been trained on" in caplog.text

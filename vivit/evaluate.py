@@ -122,7 +122,9 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
     }
     path = evaluation_path(run.folder, split=run.split, step=run.step, views=settings.name)
     if jax.process_index() == 0:
-        write_clips(path.with_suffix(".parquet"), scores.clips, run.data, logits=logits)
+        rows = path.with_suffix(".parquet")
+        logits = logits or (rows.exists() and read_clips(rows) is not None)  # they are not lost
+        write_clips(rows, scores.clips, run.data, logits=logits)
         write_json(path, result)  # last: who finds it finds the rows too
     return path
 
@@ -240,23 +242,30 @@ def main(argv: list[str] | None = None) -> None:
         "data_root": arguments.data_root,
     }
     if arguments.ensemble:
-        _show_ensemble(evaluate_ensemble(arguments.ensemble, **common))
+        members = evaluate_ensemble(arguments.ensemble, **common)
+        views = arguments.views or "the config's"
+        count = len(members["ensemble"].labels)
+        print(
+            f"{arguments.split}: {count} clips in {views} views, {arguments.checkpoint} checkpoints"
+        )
+        _show_ensemble(members)
     else:
         path = evaluate(arguments.workdir, logits=arguments.logits, **common)
-        _show(read_json(path), path)
+        _show(read_json(path), path, checkpoint=arguments.checkpoint)
 
 
-def _show(result: dict[str, Any], path: Path) -> None:
+def _show(result: dict[str, Any], path: Path, *, checkpoint: str) -> None:
     percent = lambda value: "-" if value is None else f"{value:.1%}"
     print(f"{'class':16} {'clips':>6} {'recall':>8} {'precision':>9}")
     for row in result["per_class"]:
         recall, precision = percent(row["recall"]), percent(row["precision"])
         print(f"{row['class']:16} {row['clips']:6} {recall:>8} {precision:>9}")
+    which = f"step {result['step']}" + (", best by validation" if checkpoint == "best" else "")
     top5 = f", top-5 {result['top5']:.2%}" if len(result["per_class"]) > 5 else ""
     print(
         f"{result['split']}: top-1 {result['top1']:.2%}{top5}, "
         f"loss {result['loss']:.4f} over {result['clips']} clips in {result['views']} views "
-        f"(step {result['step']}) -> {path}"
+        f"({which}) -> {path}"
     )
     if result["damaged"]:
         print(f"{result['damaged']} clips could not be read and are not counted")

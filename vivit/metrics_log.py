@@ -100,7 +100,8 @@ def introduce(
         "model": f"{name}, {count_parameters(model):,} parameters, {count_tokens(model):,} tokens "
         f"and {count_multiply_adds(model) / 1e6:,.1f} M multiply-adds per clip of "
         f"{'x'.join(map(str, settings.clip))}",
-        "data": f"{train.name} {train.version} in {config.data.root}: {len(train):,} clips of "
+        "data": f"{' '.join(filter(None, (train.name, train.version)))} in {config.data.root}: "
+        f"{len(train):,} clips of "
         f"{train.split}, {len(held_out):,} of {held_out.split}; label {train.label}, "
         f"{len(train.class_names)} classes",
         "devices": f"{count} x {kind}, {parallel}; {settings.dtype}, "

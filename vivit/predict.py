@@ -85,9 +85,9 @@ class Predictor:
             probabilities = apply(batch)
             for place, i in enumerate(of_batch):
                 if batch["valid"][place]:
-                    yield Prediction(rows[i].name, None, probabilities[place])
+                    yield Prediction(rows[i].id, None, probabilities[place])
                 else:
-                    self.problems[rows[i].name] = batches.damaged[i]
+                    self.problems[rows[i].id] = batches.damaged[i]
 
     def over_time(self, row: ClipRow, root: str, *, every: float) -> Iterator[Prediction]:
         """Yields predictions for the clips of a video that start every so many seconds.
@@ -103,9 +103,9 @@ class Predictor:
             for numbers, frames in _decode(video, clips, self.data.batch_size):
                 batch = self._batch(frames, split.largest)
                 for i, probabilities in zip(numbers, apply(batch), strict=False):
-                    yield Prediction(row.name, seconds[i], probabilities)
+                    yield Prediction(row.id, seconds[i], probabilities)
         except ClipReadError as error:
-            self.problems[row.name] = str(error)
+            self.problems[row.id] = str(error)
 
     def _readable(self, rows: Sequence[ClipRow], root: str) -> list[ClipRow]:
         """Returns the rows whose files open, and notes what is wrong with the others."""
@@ -120,9 +120,9 @@ class Predictor:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = list(pool.map(problem, range(len(rows))))
-        found = {row.name: text for row, text in zip(rows, problems, strict=True) if text}
+        found = {row.id: text for row, text in zip(rows, problems, strict=True) if text}
         self.problems.update(found)
-        return [row for row in rows if row.name not in found]
+        return [row for row in rows if row.id not in found]
 
     def _files(self, rows: Sequence[ClipRow], root: str) -> VideoFiles:
         data = self.data
@@ -261,12 +261,18 @@ def find_videos(
 
     root: of a manifest's paths, if not its folder. split: of a manifest; "" for all.
     """
-    if len(arguments) == 1 and arguments[0].endswith(MANIFESTS):
-        manifest = read_manifest(arguments[0])
+    manifests = [argument for argument in arguments if argument.endswith(MANIFESTS)]
+    if manifests and len(arguments) > 1:
+        raise ValueError(f"{manifests[0]} is a manifest; give it alone, or videos and folders")
+    if manifests:
+        manifest, place = read_manifest(manifests[0]), data_root(root, manifests[0])
         rows = manifest.split(split) if split else list(manifest.clips)
-        return [replace(row, labels={LABEL: UNLABELLED}) for row in rows], data_root(
-            root, arguments[0]
-        )
+        if not is_uri(place) and not any(os.path.exists(f"{place}/{row.path}") for row in rows):
+            raise ValueError(
+                f"none of the {len(rows)} clips is below {place}; --data-root says where the "
+                "manifest's paths begin"
+            )
+        return [replace(row, id=row.name, labels={LABEL: UNLABELLED}) for row in rows], place
     if root is not None or split:
         raise ValueError("--data-root and --split choose clips of a manifest, and none is given")
     paths: list[str] = []
@@ -279,7 +285,11 @@ def find_videos(
     # Not commonpath, which breaks URIs; dirname takes off the half of a name that may be left.
     base = os.path.dirname(os.path.commonprefix([f"{os.path.dirname(p)}/" for p in whole]))  # noqa: RUF071
     below = [path[len(base.rstrip("/")) + 1 :] for path in whole]
-    return [ClipRow(path, "", {LABEL: UNLABELLED}) for path in below], base or "/"
+    rows = [
+        ClipRow(path, "", {LABEL: UNLABELLED}, id=given)
+        for path, given in zip(below, paths, strict=True)
+    ]
+    return rows, base or "/"
 
 
 def parse_seconds(text: str) -> float:
@@ -347,6 +357,8 @@ def main(argv: list[str] | None = None) -> None:
     form.add_argument("--csv", action="store_const", const="csv", dest="form", help="CSV")
     show_log()
     arguments = parser.parse_args(argv)
+    if arguments.top < 1 or arguments.batch_size < 1:
+        parser.error("--top and --batch-size must be at least 1")
     options = {"views": arguments.views, "batch_size": arguments.batch_size}
     if arguments.every and arguments.views and parse_views(arguments.views)["temporal"] > 1:
         raise ValueError(f"--views={arguments.views} with --every: use 1x1 or 1x3")

@@ -100,9 +100,34 @@ class Run:
     def data(self) -> Split:
         """The split. Raises ValueError if the model does not fit its clips and classes."""
         import_modules(self.config.imports, copies=self.folder / IMPORTS)
-        split = open_split(self.data_settings, self.split)
+        settings, recorded = self.data_settings, read_data_record(self.workdir)
+        try:
+            split = open_split(settings, self.split)
+        except ValueError as error:
+            if self.data_root is None and recorded and not _exists(recorded["root"]):
+                raise ValueError(
+                    f"{error}\nThe run had its data in {recorded['root']}, which is not there any "
+                    "more; --data-root says where it is now"
+                ) from error
+            raise
+        self._warn_of_other_data(recorded, split)
         check_split(split, self.config.model, self.config.data)
         return split
+
+    def _warn_of_other_data(self, recorded: dict[str, Any], split: Split) -> None:
+        """Logs a warning if the data set is another than the run was trained with."""
+        train = recorded.get("split")
+        if train is None or self.data_settings.name.endswith(MANIFESTS):
+            return  # of a manifest, every file would have to be opened again
+        known = split if train == self.split else open_split(self.data_settings, train)
+        if known.digest != recorded["digest"]:
+            log.warning(
+                "the data in %s is not what %s was trained with: clips of split %r may have been "
+                "trained on",
+                self.data_settings.root,
+                self.workdir,
+                self.split,
+            )
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -195,7 +220,8 @@ def record_data(folder: Path, settings: DataSettings, split: Split) -> None:
     name = settings.name
     if name.endswith(MANIFESTS):
         name = str(Path(name).absolute())
-    write_json(folder / DATA_RECORD, {**split.identity, "root": root, "name": name})
+    place = {"root": root, "name": name, "split": split.split}
+    write_json(folder / DATA_RECORD, {**split.identity, **place})
 
 
 def _exists(path: str) -> bool:

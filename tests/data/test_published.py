@@ -319,6 +319,17 @@ def test_a_group_stays_in_one_split(tmp_path):
     assert run(tmp_path, "folder", [table], group="person", holdout="0.25,0.25")[0] == manifest
 
 
+def test_few_groups_leave_something_to_train_on(tmp_path, caplog):
+    touch(tmp_path / "v", *(f"{c}/{c}{f}x_{i}.mp4" for c in ("run", "jump") for f in "ab"
+                            for i in range(5)))  # fmt: skip
+    manifest, _ = run(tmp_path, "folder", [], group=r"/([^/]+)_\d+\.")
+    trained = {clip.path.split("/")[0] for clip in manifest.clips if clip.split == "train"}
+    assert trained == {"run", "jump"}
+    touch(tmp_path / "w", "train/run/1.mp4", "train/run/2.mp4", "test/jump/2.mp4")
+    convert("folder", tmp_path / "w", [], tmp_path / "n.csv")
+    assert "no clip of split train is of: jump" in caplog.text
+
+
 def test_mistakes_with_groups(tmp_path):
     touch(tmp_path / "v", *(f"run/film_{i}.mp4" for i in range(6)))
     with pytest.raises(ValueError, match=r"finds nothing:\n  run/film_0.mp4"):

@@ -223,3 +223,8 @@ def test_the_index_of_a_file_is_read_once(videos, tmp_path, monkeypatch):
     os.utime(root / split.reader.name(0), ns=(1, 1))  # a file that changed is read again
     with pytest.raises(TypeError):
         reader.open(0)
+
+
+def test_batches_of_one_clip(train_split):
+    batch = take(train_split, 1, batch_size=1)[0]
+    assert batch["clips"].shape[0] == 1

@@ -137,7 +137,7 @@ def test_views_are_the_mean_of_their_crops_and_clips():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="spatial=2 must be 1 or 3"):
+    with pytest.raises(ValueError, match="spatial=2 .crops. must be 1 or 3"):
         ViewsSettings(spatial=2)
     with pytest.raises(ValueError, match="short_side=10 is smaller than the crop"):
         make_views(ViewsSettings(short_side=10), split_of((16, 40), 16), (16, 16))

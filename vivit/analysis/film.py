@@ -70,6 +70,8 @@ def write_film(
     seen in its centre crop, which is outlined. side_by_side: the plain film is next to it.
     Raises ValueError if the video cannot be read.
     """
+    if Path(out).suffix.lower() != ".mp4":
+        raise ValueError(f"--out={out} must end in .mp4")
     run, out = open_run(workdir, checkpoint=checkpoint, data_root=data_root), Path(out)
     try:
         _write(run, Path(video), out, side_by_side=side_by_side)
@@ -178,13 +180,18 @@ def _weights(heat: bytes, grid: tuple[int, int], size: tuple[int, int]):
 def _panel(best: tuple[tuple[str, float], ...], width: int, line: int) -> np.ndarray:
     """Returns a picture of the classes with a bar for each probability."""
     image = Image.new("RGB", (width, line * len(best) + line // 2), "#16191d")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=int(line * 0.7))
-    middle = int(width * 0.45)
-    for k, (name, p) in enumerate(best):
+    draw, texts = ImageDraw.Draw(image), [f"{p:6.1%}  {name}" for name, p in best]
+    for size in range(max(int(line * 0.7), 7), 5, -1):  # the names leave a third for the bars
+        font = ImageFont.load_default(size=size)
+        middle = 20 + int(max(draw.textlength(text, font) for text in texts))
+        if middle < 0.67 * width:
+            break
+    middle = min(middle, int(0.67 * width))
+    for k, (text, (_, p)) in enumerate(zip(texts, best, strict=True)):
         y = line // 4 + k * line
         draw.rectangle((middle, y + 3, middle + int((width - middle - 8) * p), y + line - 3),
                        "#e8590c" if k == 0 else "#868e96")  # fmt: skip
-        draw.text((8, y + line / 2), f"{p:6.1%}  {name}", "white", font, anchor="lm")
+        draw.text((8, y + line / 2), text, "white", font, anchor="lm")
     return np.asarray(image)
 
 

@@ -202,10 +202,10 @@ def _header(scores: dict[str, Any], run: Run) -> str:
 
 def _evaluations(run: Run, scores: dict[str, Any]) -> str:
     key = lambda x: (x["split"], x["step"], x["views"])
-    found = run.evaluations()
+    found, many = run.evaluations(), len(scores["per_class"]) > 5
     rows = [
         (x["split"], x["step"], x["views"], x["clips"], percent(x["top1"], digits=2),
-         percent(x["top5"], digits=2), (x["loss"], f"{x['loss']:.4f}"))
+         percent(x["top5"] if many else None, digits=2), (x["loss"], f"{x['loss']:.4f}"))
         for x in found
     ]  # fmt: skip
     head = ("split", "step", "views", "clips", "top-1", "top-5", "loss")
@@ -242,13 +242,14 @@ def _mistake(row: dict[str, Any], clip: np.ndarray) -> str:
     strip = np.concatenate(list(clip[chosen]), axis=1)
     small = clip.shape[1] < 64
     shown = image(strip, alt="frames of the clip", scale=2 if small else 1, crisp=small)
+    kind = {row["classes"][0]: "wrong", row["label"]: "correct"}
     best = ", ".join(
-        f"{text(name)} {p:.1%}"
+        f'<span class="{kind.get(name, "")}">{text(name)} {p:.1%}</span>'
         for name, p in zip(row["classes"][:3], row["probabilities"], strict=False)
     )
     return (
         f"<figure>{shown}<figcaption><b>{text(row['label'])}</b>, predicted "
-        f'<span class="wrong">{best}</span>, loss {row["loss"]:.2f}<br>'
+        f"{best}, loss {row['loss']:.2f}<br>"
         f'<span class="quiet">{text(row["path"])} {text(row["segment"])}</span>'
         f"</figcaption></figure>"
     )

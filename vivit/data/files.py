@@ -90,8 +90,13 @@ def fetch(located: str, *, sha256: str = "") -> tuple[str | None, bytes]:
     return None, data
 
 
-def videos_below(root: str | Path, *, follow_links: bool = True) -> list[str]:
-    """Returns the paths, relative to `root` and sorted, of all files that are named like videos."""
+def videos_below(root: str | Path, *, follow_links: bool = True, report: bool = False) -> list[str]:
+    """Returns the paths, relative to `root` and sorted, of all files that are named like videos.
+
+    report: whether the log says how many other files there are.
+    """
+    if not os.path.isdir(root):
+        raise ValueError(f"{str(root)!r} is not a folder")
     found, others = [], Counter()
     for path in _walk(str(root), (), follow_links):
         name = os.path.basename(path)
@@ -107,7 +112,7 @@ def videos_below(root: str | Path, *, follow_links: bool = True) -> list[str]:
             f"no video files ({', '.join(SUFFIXES)}) below {str(root)!r}"
             + (f"; other files: {counted}" if others else "")
         )
-    if others:
+    if others and report:
         log.info("left out %d other files below %s: %s", others.total(), root, counted)
     return sorted(found)
 

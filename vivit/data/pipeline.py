@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # that can't be read; indices uint32 [B]: of the examples in the order of training, for what they
 # draw.
 Batch = dict[str, np.ndarray]
+ENDLESS = 1 << 60  # clips: grain's slices of a data set without an end overflow
 ATTEMPTS = 8  # clips tried for one example, of which all but the last are damaged
 Result = TypeVar("Result")
 
@@ -197,7 +198,8 @@ def train_batches(
     if len(split) < size:
         raise ValueError(f"batch_size={size} is larger than the {len(split)} clips of the split")
     loader = TrainLoader(settings, split, frames, seed)
-    dataset = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+    epochs = ENDLESS // len(split)
+    dataset = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(epochs)
     batches = dataset.map_with_index(loader).batch(local)[start * processes + process :: processes]
     iterable = batches.to_iter_dataset(_read_options(settings.threads))
     if settings.workers:

@@ -46,11 +46,10 @@ class ViewsSettings:
     average: str = "logits"
 
     def __post_init__(self) -> None:
-        if self.temporal < 1 or self.spatial not in (1, 3):
-            raise ValueError(
-                f"data.views.temporal={self.temporal} must be at least 1, and "
-                f"data.views.spatial={self.spatial} must be 1 or 3"
-            )
+        if self.temporal < 1:
+            raise ValueError(f"data.views.temporal={self.temporal} must be at least 1")
+        if self.spatial not in (1, 3):
+            raise ValueError(f"data.views.spatial={self.spatial} (crops) must be 1 or 3")
 
     @property
     def name(self) -> str:

@@ -64,6 +64,9 @@ def folder(
         of = _draw_files(label, _fractions(holdout), seed)
     warn_of_shared_sources(of)
     names = sorted(set(label.values()))
+    missing = [n for n in names if not any(label[p] == n and of[p] == "train" for p in paths)]
+    if missing:
+        log.warning("no clip of split train is of: %s", ", ".join(missing))
     entries = [Entry((p,), of[p], {"label": names.index(label[p])}, id=p) for p in paths]
     return Converted(entries, {"label": Classes(tuple(names), mirror_names(names))})
 
@@ -129,7 +132,7 @@ def _draw_groups(
     members = defaultdict(list)
     for path, name in groups.items():
         members[name].append(path)
-    shares = {"validation": fractions[0], "test": fractions[1], "train": 1 - sum(fractions)}
+    shares = {"train": 1 - sum(fractions), "validation": fractions[0], "test": fractions[1]}
     shares = {split: share for split, share in shares.items() if share > 0}
     if len(members) < len(shares):
         raise ValueError(f"{len(members)} groups cannot be divided over {len(shares)} splits")

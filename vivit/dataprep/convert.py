@@ -123,7 +123,7 @@ def _read(
     if paths and "files" in takes and not options.get("group"):
         raise ValueError(f"{format} takes no annotation files, but those of --group COLUMN")
     if "files" in takes:
-        options = {**options, "files": videos_below(videos, follow_links=follow_links)}
+        options = {**options, "files": videos_below(videos, follow_links=follow_links, report=True)}
     converted = reader(paths, **options)
     if not converted.entries:
         raise ValueError(f"the annotation files of {format} hold no clips")
