@@ -31,7 +31,13 @@ def write_page(
     path: Path, report: CheckReport, manifest: str | Path, root: str | Path, limits: ReadLimits
 ) -> None:
     """Writes a check as one HTML file: kinds of findings, the worst first, with thumbnails."""
-    kinds = "".join(f"<tr><td>{_text(k)}<td>{n}" for k, n in report.kinds.items())
+    counts = {
+        **report.kinds,
+        "in several splits": len(report.leaks),
+        "look alike, in several splits": len(report.similar),
+        "of one source by name, in several splits": len(report.sources),
+    }
+    kinds = "".join(f"<tr><td>{_text(k)}<td>{n}" for k, n in counts.items() if n)
     clips = read_manifest(manifest).clips
 
     def row(i: int) -> str:
@@ -43,15 +49,17 @@ def write_page(
         f"<!doctype html><meta charset=utf-8><title>{_text(str(manifest))}</title>",
         f"<style>{STYLE}</style><h1>{_text(str(manifest))}</h1>",
         f"<p>{len(report.findings)} clips, {sum(not f.kind for f in report.findings)} good.",
-        f"<table><tr><th>what<th>clips{kinds}</table>" if kinds else "",
-        _listed("In several splits", [", ".join(group) for group in report.leaks]),
-        _listed("Look alike, in several splits", [", ".join(pair) for pair in report.similar]),
-        _listed("Of one source by name, in several splits", report.sources),
+        f"<table><tr><th>what<th>how many{kinds}</table>" if kinds else "",
     ]
     for kind in report.kinds:
         found = report.of_kind(kind)
         rows = "".join(map(row, found[:SHOWN]))
         page.append(f"<h2>{_text(kind)}</h2><table>{rows}</table>{_more(len(found))}")
+    page += [
+        _listed("In several splits", [", ".join(group) for group in report.leaks]),
+        _listed("Look alike, in several splits", [", ".join(pair) for pair in report.similar]),
+        _listed("Of one source by name, in several splits", report.sources),
+    ]
     page.append(_listed("Twice", [", ".join(group) for group in report.duplicates]))
     page += [_bars(label, splits) for label, splits in report.histogram.items()]
     for label, splits in report.unlabelled.items():

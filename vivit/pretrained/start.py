@@ -78,7 +78,7 @@ def _explain_shape(init: InitSettings, model: ModelSettings) -> str:
     )
     return (
         f"another architecture: {listed} in the config. These fit: {flags}, or "
-        "--config.init.model=from_file takes the file's.\n"
+        "--config.init.model=from_file takes the file's."
     )
 
 
@@ -105,7 +105,10 @@ def load_for_run(
     except ValueError as error:
         show = f"python -m vivit.pretrained inspect {shlex.quote(config.init.path)}"
         first = _explain_shape(config.init, model.config.settings)
-        raise ValueError(f"config.init: {first}{error}\n`{show}` prints the file's model") from None
+        # Of another architecture every array is wrong, which says no more than the first line.
+        raise ValueError(
+            f"config.init: {first or error}\n`{show}` prints the file's model"
+        ) from None
     _check_semantics(config.init, model.config.settings, loaded.report.source_config)
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
