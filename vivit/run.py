@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -193,11 +192,10 @@ class Run:
             if not example["valid"]:
                 name = self.data.reader.name(index)
                 raise ValueError(f"{name} cannot be read; choose another clip")
-        crop = make_crop(settings.views, self.data, (height, width))
-        clips = jnp.stack([example["clips"][0] for example in examples])
-        extents = jnp.stack([example["extents"] for example in examples])
-        labels = np.array([example["labels"] for example in examples])
-        return np.asarray(crop(clips, extents, 0.5)), labels
+        # One by one, so that it is compiled once for any number of clips.
+        crop = jax.jit(make_crop(settings.views, self.data, (height, width)))
+        views = [crop(x["clips"][:1], x["extents"][None], 0.5)[0] for x in examples]
+        return np.stack(list(map(np.asarray, views))), np.array([x["labels"] for x in examples])
 
     def one_of_each_class(self, limit: int) -> list[int]:
         """Returns the first clip of each class, then the next clips, up to `limit` indices."""

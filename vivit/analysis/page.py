@@ -40,6 +40,7 @@ th[data-sort]:hover { color: var(--blue); } tr.now { background: #ddf4ff; }
 .matrix td, .matrix th { border: 0; padding: .15rem .4rem; text-align: right; font-size: .85rem; }
 .matrix td { min-width: 2.4rem; }
 .matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); }
+#confusion-map { max-width: 46rem; }
 details pre { background: #f6f8fa; padding: 1rem; overflow: auto;
 font-size: 12px; }
 """

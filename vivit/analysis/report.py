@@ -194,7 +194,7 @@ def _header(scores: dict[str, Any], run: Run) -> str:
         f'<p class="quiet">Run {text(run.folder.resolve().name)}, checkpoint of step '
         f"{scores['step']}. Split {text(scores['split'])} in {scores['views']} views (clips x "
         f"crops of each video). Data {text(data['name'])} {data['version']}, label "
-        f"{text(data['label'])}, digest {data['digest'][:16]}. {model['kernel']} attention, "
+        f"<i>{text(data['label'])}</i>, digest {data['digest'][:16]}. {model['kernel']} attention, "
         f"{model['readout']} readout.</p>"
         f"{cards(values)}"
     )
