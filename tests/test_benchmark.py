@@ -102,4 +102,7 @@ def test_a_case_of_data_is_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(data_suite, "BATCHES", {"jpeg": 1})
     monkeypatch.setattr(data_suite.tempfile, "gettempdir", lambda: str(tmp_path))
     result = data_suite.measure({"kind": "data", "data": "jpeg", "workers": 0}, repeats=1)
-    assert 0 < result["share_of_limit"] < 1.5
+    # Not a bound: how fast this machine is at the moment is not what is tested.
+    assert result["share_of_limit"] > 0
+    share = result["clips_per_second"] / result["limit_clips_per_second"]
+    assert result["share_of_limit"] == pytest.approx(share)
