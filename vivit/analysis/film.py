@@ -4,6 +4,7 @@ Writes the whole film in its own resolution and frame rate, with its sound: atte
 the part of the frame that the model sees, and below it the three most probable classes.
 """
 
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from vivit.analysis.capture import capture
 from vivit.analysis.overlay import blend_weights
@@ -87,7 +89,8 @@ def _write(run: Run, path: Path, out: Path, *, side_by_side: bool) -> None:
     small = open_video(row, path.parent, short_side=data.short_side, limits=data.limits)
     index = index_of(row, str(path), b"", data.limits)
     frames = decode.frames_at(str(path), index.pts, largest_frame=data.largest_frame)
-    writer, numbered = None, enumerate(frames)
+    bar = tqdm(frames, total=len(index.pts), unit="frame", disable=not sys.stderr.isatty())
+    writer, numbered = None, enumerate(bar)
     seen = list_seen(run, small)
     current = next(seen)
     following = next(seen, None)
