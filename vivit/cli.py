@@ -32,9 +32,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
     """
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", metavar="RUN", help="the folder of a run")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation; default), latest or a step"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--split", default="test", help="a split of the data set (test)")
     parser.add_argument(
         "--data-root",
@@ -42,6 +40,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
         help="where the data sets are, if not where the run had them",
     )
     return which
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, which chooses one of a run."""
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        help="of the run: best (by validation; default), latest or a step",
+    )
 
 
 def make_parser(prog: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:

@@ -11,6 +11,15 @@ from jax.extend.core import jaxprs_in_params
 from vivit.model import ViViT
 
 
+def count(model: ViViT) -> dict[str, int]:
+    """Returns tokens, parameters and multiply-adds of a model; see the three functions below."""
+    return {
+        "tokens": count_tokens(model),
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model),
+    }
+
+
 def count_parameters(model: ViViT) -> int:
     """Returns how many numbers the parameters of a model are."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))

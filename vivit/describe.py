@@ -16,7 +16,7 @@ import vivit
 from vivit.attention import KERNELS
 from vivit.cli import make_parser, run_command, three_sizes
 from vivit.config import import_modules, parse
-from vivit.cost import abstract_params, count_multiply_adds, count_parameters, count_tokens
+from vivit.cost import abstract_params, count
 from vivit.model import ViViT
 from vivit.model.settings import FAMILIES, SIZES, ModelSettings
 from vivit.model.stage import REMAT
@@ -40,9 +40,7 @@ def describe(
     temporary_bytes: what the compiled step allocates besides its arguments; peak_bytes: both.
     """
     counts = {
-        "tokens": count_tokens(model),
-        "parameters": count_parameters(model),
-        "multiply_adds": count_multiply_adds(model),
+        **count(model),
         "xla_multiply_adds": xla_multiply_adds(model),
         "batch": batch,
     }

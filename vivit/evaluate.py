@@ -20,7 +20,13 @@ from vivit.data.views import make_views
 from vivit.io import read_json, write_json
 from vivit.objective import means
 from vivit.parallel import Parallel, make_parallel_for_inference
-from vivit.results import ClipScores, average_probabilities, read_clips, write_clips
+from vivit.results import (
+    ClipScores,
+    average_probabilities,
+    has_logits,
+    read_clips,
+    write_clips,
+)
 from vivit.run import Run, check_batch_size, evaluation_path
 from vivit.step import Step, make_eval_step
 
@@ -105,7 +111,7 @@ def evaluate(
 
 def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = False) -> Path:
     """Writes what `evaluate` writes; returns the path of the JSON file."""
-    settings = with_views(run, views).views
+    settings, confusion = with_views(run, views).views, scores.confusion
     result = {
         "split": run.split,
         "views": settings.name,
@@ -114,8 +120,8 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
         "checkpoint": f"checkpoints/{run.step}",
         "clips": len(scores.clips.labels),
         **scores.metrics,
-        "per_class": per_class(scores.confusion, run.data.class_names),
-        "confusion": scores.confusion.tolist(),
+        "per_class": per_class(confusion, run.data.class_names),
+        "confusion": confusion.tolist(),
         "data": run.data.identity,
         "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
         "config": as_json(run.config),
@@ -123,7 +129,7 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
     path = evaluation_path(run.folder, split=run.split, step=run.step, views=settings.name)
     if jax.process_index() == 0:
         rows = path.with_suffix(".parquet")
-        logits = logits or (rows.exists() and read_clips(rows) is not None)  # they are not lost
+        logits = logits or has_logits(rows)  # they are not lost
         write_clips(rows, scores.clips, run.data, logits=logits)
         write_json(path, result)  # last: who finds it finds the rows too
     return path
@@ -151,7 +157,7 @@ def evaluate_ensemble(
         settings = with_views(run, views).views
         path = evaluation_path(run.folder, split=split, step=run.step, views=settings.name)
         rows = path.with_suffix(".parquet")
-        clips = read_clips(rows) if rows.exists() and path.exists() else None
+        clips = read_clips(rows) if path.exists() else None
         if clips is None:
             log.info("evaluating %s", workdir)
             scores = score_run(run, views=views)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from vivit.cost import count_multiply_adds, count_parameters, count_tokens
 from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
 from vivit.model import ViViT
@@ -89,16 +88,21 @@ def as_clock(seconds: float) -> str:
 
 
 def introduce(
-    config: Config, model: ViViT, splits: Sequence[Split], parallel: Parallel, folder: Path
+    config: Config,
+    model: ViViT,
+    counts: Mapping[str, int],
+    splits: Sequence[Split],
+    parallel: Parallel,
+    folder: Path,
 ) -> str:
-    """Returns what a run is about to do, one line per part."""
+    """Returns what a run is about to do, one line per part. counts: of `vivit.cost.count`."""
     train, held_out = splits
     settings, steps, size = config.model, config.train.steps, config.data.batch_size
     name = " ".join(filter(None, (settings.family, settings.size)))
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     lines = {
-        "model": f"{name}, {count_parameters(model):,} parameters, {count_tokens(model):,} tokens "
-        f"and {count_multiply_adds(model) / 1e6:,.1f} M multiply-adds per clip of "
+        "model": f"{name}, {counts['parameters']:,} parameters, {counts['tokens']:,} tokens "
+        f"and {counts['multiply_adds'] / 1e6:,.1f} M multiply-adds per clip of "
         f"{'x'.join(map(str, settings.clip))}",
         "data": f"{' '.join(filter(None, (train.name, train.version)))} in {config.data.root}: "
         f"{len(train):,} clips of "
@@ -112,13 +116,13 @@ def introduce(
     return "\n".join(f"{key:10}{text}" for key, text in lines.items())
 
 
-def write_cost(folder: Path, model: ViViT, compiled_step: Any, *, batch_size: int) -> None:
+def write_cost(
+    folder: Path, counts: Mapping[str, int], compiled_step: Any, *, batch_size: int
+) -> None:
     """Writes cost.json: counts of the model, and the memory of its compiled training step."""
     memory = compiled_step.memory_analysis()
     cost = {
-        "parameters": count_parameters(model),
-        "multiply_adds": count_multiply_adds(model),
-        "tokens": count_tokens(model),
+        **counts,
         "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
         "batch_size": batch_size,
         "devices": jax.device_count(),

@@ -23,12 +23,12 @@ from jaxtyping import Float, Int
 from scipy.special import softmax
 
 import vivit
-from vivit.cli import make_parser, run_command, show_log
+from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
 from vivit.data.classes import UNLABELLED
 from vivit.data.files import data_root, is_uri, videos_below
 from vivit.data.manifest import ClipRow, read_manifest
 from vivit.data.pipeline import eval_batches
-from vivit.data.sampling import SAMPLINGS, clip_from
+from vivit.data.sampling import SAMPLINGS, clip_from, last_start
 from vivit.data.settings import DataSettings
 from vivit.data.sources import MANIFESTS
 from vivit.data.split import Split
@@ -139,7 +139,17 @@ class Predictor:
         return Split(files, LABEL, names, flip, largest, smallest, "", root, "", "")
 
     def _step(self, split: Split) -> Any:
-        """Returns a function: batch -> probabilities [B, classes]."""
+        """Returns a function: batch -> probabilities [B, classes]; one for videos of one size."""
+        size = split.largest, split.smallest
+        if size not in self._steps:
+            self._steps[size] = self._make_step(split)
+        return self._steps[size]
+
+    @cached_property
+    def _steps(self) -> dict[Any, Any]:
+        return {}
+
+    def _make_step(self, split: Split) -> Any:
         predict_views = make_views(self.data.views, split, self.model.config.clip[1:])
         step = self.parallel.evaluate(make_eval_step(self.model, predict_views=predict_views))
 
@@ -159,12 +169,11 @@ class Predictor:
         sampling, frames = self.data.sampling, self.model.config.clip[0]
         moments = np.arange(0.0, max(video.seconds, 1e-3), every)
         if SAMPLINGS[sampling.kind].strided:
-            stride = sampling.stride_seconds
-            if stride is None:
-                last = max(len(video.times) - (frames - 1) * sampling.stride_frames - 1, 0)
-                starts = np.minimum(np.searchsorted(video.times, moments - 1e-6), last).tolist()
-            else:
-                starts = np.minimum(moments, max(video.seconds - stride * frames, 0.0)).tolist()
+            starts = moments
+            if sampling.stride_seconds is None:
+                starts = np.searchsorted(video.times, moments - 1e-6)
+            last = last_start(sampling, video.times, video.seconds, frames)
+            starts = np.minimum(starts, last).tolist()
             clips = [clip_from(sampling, video.times, video.seconds, frames, s) for s in starts]
             return moments, np.stack(clips)[:, None]
         views, clips = SAMPLINGS[sampling.kind].views, []
@@ -339,9 +348,7 @@ def main(argv: list[str] | None = None) -> None:
         "--weights", metavar="PATH", help="a file or folder of weights: see vivit.pretrained"
     )
     parser.add_argument("videos", nargs="+", help="videos, folders of videos, or one manifest")
-    parser.add_argument(
-        "--checkpoint", default="best", help="of a run: best (by validation; default), latest, step"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument("--data-root", metavar="FOLDER", help="where the manifest's paths begin")
     parser.add_argument("--split", default="", help="of the manifest; default: all")
     parser.add_argument("--views", default="", help="4x3 for 4 clips in 3 crops of each")

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, logsumexp
 
 from vivit.data.split import Split
+from vivit.objective import top_k_hits
 
 TOP = 5  # classes of each clip that are kept
 
@@ -36,9 +38,8 @@ class ClipScores(NamedTuple):
 
     def hits(self, *, k: int = 1) -> Int[np.ndarray, " N"]:
         """Returns 1 where fewer than k classes score at least as high as the label, else 0."""
-        score = np.take_along_axis(self.logits, self.labels[:, None], axis=1)
-        others = (self.logits >= score).sum(axis=1) - 1
-        return ((others < k) & np.isfinite(score[:, 0])).astype(int)
+        found = top_k_hits(jnp.asarray(self.logits), jnp.asarray(self.labels), k=k)
+        return np.asarray(found).astype(int)
 
     @property
     def confusion(self) -> Int[np.ndarray, "classes classes"]:
@@ -121,11 +122,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return parquet.read_table(path, columns=columns).to_pylist()
 
 
-def read_clips(path: Path) -> ClipScores | None:
-    """Returns the scores of such a file, or None if it was written without logits."""
+def has_logits(path: Path) -> bool:
+    """Returns whether there is such a file that was written with logits."""
     from pyarrow import parquet
 
-    if "logits" not in parquet.read_schema(path).names:
+    return path.exists() and "logits" in parquet.read_schema(path).names
+
+
+def read_clips(path: Path) -> ClipScores | None:
+    """Returns the scores of such a file, or None if there is none with logits."""
+    from pyarrow import parquet
+
+    if not has_logits(path):
         return None
     table = parquet.read_table(path)
     names = table.schema.metadata[b"class_names"].decode().split("\n")

@@ -88,7 +88,7 @@ class Run:
             found["root"] = self.data_root
         return replace(data, **found)
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the model's classes: those recorded in the run, or else the data's."""
         recorded = [read_data_record(self.workdir), *(x["data"] for x in self.evaluations())]
@@ -183,19 +183,22 @@ class Run:
         wrong = [index for index in indices if not 0 <= index < len(self.data)]
         if wrong:
             raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
-        frames, height, width = self.config.model.clip
         settings = self.data_settings
         settings = replace(settings, views=settings.views.centre())
-        load = ViewLoader(settings, self.data, frames)
+        load = ViewLoader(settings, self.data, self.config.model.clip[0])
         examples = [load(index) for index in indices]
         for index, example in zip(indices, examples, strict=True):
             if not example["valid"]:
                 name = self.data.reader.name(index)
                 raise ValueError(f"{name} cannot be read; choose another clip")
         # One by one, so that it is compiled once for any number of clips.
-        crop = jax.jit(make_crop(settings.views, self.data, (height, width)))
-        views = [crop(x["clips"][:1], x["extents"][None], 0.5)[0] for x in examples]
+        views = [self._crop(x["clips"][:1], x["extents"][None], 0.5)[0] for x in examples]
         return np.stack(list(map(np.asarray, views))), np.array([x["labels"] for x in examples])
+
+    @cached_property
+    def _crop(self) -> Any:
+        size = self.config.model.clip[1:]
+        return jax.jit(make_crop(self.data_settings.views.centre(), self.data, size))
 
     def one_of_each_class(self, limit: int) -> list[int]:
         """Returns the first clip of each class, then the next clips, up to `limit` indices."""

@@ -28,7 +28,7 @@ from vivit.config import (
     import_modules,
     parse,
 )
-from vivit.cost import abstract_params
+from vivit.cost import abstract_params, count
 from vivit.data.augment import make_augmentation
 from vivit.data.pipeline import eval_batches, train_batches
 from vivit.data.sources import open_split
@@ -84,9 +84,10 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         train_step = make_train_step(model, optimizer, config.train, augment=augment)
         eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
 
-        if jax.process_index() == 0:
+        first, counts = jax.process_index() == 0, count(model)
+        if first:
             splits = train_split, held_out
-            logger.info("%s", introduce(config, model, splits, parallel, Path(workdir)))
+            logger.info("%s", introduce(config, model, counts, splits, parallel, Path(workdir)))
 
         # The state: random, from other weights, or that of an interrupted run.
         state = parallel.init(make_state, config.seed)
@@ -114,7 +115,6 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         # The loop. A batch is a function of (seed, step), so the step is the data's position.
         start, steps = int(state.step), config.train.steps
         of_process = {"process": jax.process_index(), "processes": jax.process_count()}
-        first = jax.process_index() == 0
         log = MetricsLog(folder, steps=steps, resumed_at=start) if first else NoLog()
         stack.enter_context(closing(log))
         if newest is not None:
@@ -132,7 +132,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         run_step = parallel.train(train_step, state).lower(state, batch).compile()
         if first:
             logger.info("compiled in %.1f s", time.perf_counter() - compiling)
-            write_cost(folder, model, run_step, batch_size=config.data.batch_size)
+            write_cost(folder, counts, run_step, batch_size=config.data.batch_size)
         pending, since = [], time.perf_counter()
 
         for step in range(start + 1, steps + 1):

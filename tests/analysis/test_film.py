@@ -31,7 +31,7 @@ def test_every_frame_at_its_size_and_time_with_its_sound(container, audio, tiny_
     for (_, frame), (_, original) in zip(frames, originals, strict=True):
         assert frame.shape[1] == 96
         assert frame.shape[0] > 64  # the classes are below
-        # The model sees the middle square; beside it the frame is as it was.
+        # The model sees the middle square; left of it the frame is unchanged.
         assert abs(frame[:64, :12].astype(int) - original[:, :12]).mean() < 8
     changed = [abs(f[8:56, 24:72].astype(int) - o[8:56, 24:72]).mean()
                for (_, f), (_, o) in zip(frames, originals, strict=True)]  # fmt: skip

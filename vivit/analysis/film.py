@@ -4,6 +4,7 @@ Writes the whole film in its own resolution and frame rate, with its sound: atte
 the part of the frame that the model sees, and below it the three most probable classes.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,14 +24,14 @@ from vivit.analysis.capture import capture
 from vivit.analysis.overlay import blend_weights
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
-from vivit.cli import make_parser, run_command, show_log
+from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
 from vivit.data import decode
 from vivit.data.decode import CLOCK
 from vivit.data.geometry import view
 from vivit.data.manifest import ClipRow
-from vivit.data.sampling import SAMPLINGS, clip_from
+from vivit.data.sampling import SAMPLINGS, clip_from, last_start
 from vivit.data.video import ClipReadError, VideoReader
-from vivit.data.video_files import index_of, open_video
+from vivit.data.video_files import Indexes, open_video
 from vivit.results import top_classes
 
 BATCH = 8  # clips that the model gets at once
@@ -86,8 +87,11 @@ def write_film(
 def _write(run: Run, path: Path, out: Path, *, side_by_side: bool) -> None:
     data = run.config.data
     row = ClipRow(path.name, "", {})
-    small = open_video(row, path.parent, short_side=data.short_side, limits=data.limits)
-    index = index_of(row, str(path), b"", data.limits)
+    indexes = Indexes()  # the file's is read once, by the first of the two
+    small = open_video(
+        row, path.parent, short_side=data.short_side, limits=data.limits, indexes=indexes
+    )
+    index = indexes.get(row, os.path.abspath(path), data.limits)
     frames = decode.frames_at(str(path), index.pts, largest_frame=data.largest_frame)
     bar = tqdm(frames, total=len(index.pts), unit="frame", disable=not sys.stderr.isatty())
     writer, numbered = None, enumerate(bar)
@@ -113,16 +117,15 @@ def windows(run: Run, video: VideoReader) -> list[Window]:
     kind = SAMPLINGS[sampling.kind]
     if not kind.strided:  # the clip is of the whole video
         return [Window(0, kind.views(sampling, video.times, video.seconds, frames, 1)[0])]
-    make = lambda start: clip_from(sampling, video.times, video.seconds, frames, start)
     if sampling.stride_seconds is None:
-        span = frames * sampling.stride_frames
-        last = max(len(video.times) - (frames - 1) * sampling.stride_frames - 1, 0)
-        return [Window(s, make(min(s, last))) for s in range(0, len(video.times), span)]
-    span, last = frames * sampling.stride_seconds, video.seconds - frames * sampling.stride_seconds
-    starts = np.arange(0.0, video.seconds - 1e-3, span)
-    begins = np.searchsorted(video.times, starts - 1e-6)
-    clips = [make(float(max(min(start, last), 0.0))) for start in starts]
-    return [Window(int(begin), clip) for begin, clip in zip(begins, clips, strict=True)]
+        starts = begins = np.arange(0, len(video.times), frames * sampling.stride_frames)
+    else:
+        starts = np.arange(0.0, video.seconds - 1e-3, frames * sampling.stride_seconds)
+        begins = np.searchsorted(video.times, starts - 1e-6)
+    last = last_start(sampling, video.times, video.seconds, frames)
+    make = lambda start: clip_from(sampling, video.times, video.seconds, frames, start)
+    clips = map(make, np.minimum(starts, last).tolist())
+    return [Window(begin, clip) for begin, clip in zip(begins.tolist(), clips, strict=True)]
 
 
 def list_seen(run: Run, video: VideoReader) -> Iterator[Seen]:
@@ -219,9 +222,7 @@ class Writer:
 
     def add(self, frame: UInt8[np.ndarray, "H W 3"], seconds: float) -> None:
         """Adds a frame, after the sound that is heard before it."""
-        while self.waiting is not None and self.waiting[0] <= seconds:
-            self.file.mux(self.waiting[1])
-            self.waiting = next(self.sound, None)
+        self._add_sound(until=seconds)
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = round((seconds - self.zero) * CLOCK), Fraction(1, CLOCK)
         self.file.mux(self.video.encode(picture))
@@ -229,11 +230,14 @@ class Writer:
     def close(self) -> None:
         """Writes what is left; the sound ends with the source's."""
         self.file.mux(self.video.encode(None))
-        while self.waiting is not None:
-            self.file.mux(self.waiting[1])
-            self.waiting = next(self.sound, None)
+        self._add_sound(until=float("inf"))
         self.file.close()
         self.source.close()
+
+    def _add_sound(self, *, until: float) -> None:
+        while self.waiting is not None and self.waiting[0] <= until:
+            self.file.mux(self.waiting[1])
+            self.waiting = next(self.sound, None)
 
     def _sound(self) -> Iterator[tuple[float, Any]]:
         """Returns an iterator of times and packets of the source's first sound track."""
@@ -283,9 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="an .mp4 file (default: VIDEO_overlay.mp4 in the run)"
     )
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (by validation; default), latest or a step"
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--data-root", metavar="FOLDER", help="where the data sets are, for old runs' class names"
     )

@@ -102,22 +102,23 @@ def segments(count: int, *, frames: int, draws: Float[np.ndarray, " F"] | None =
     return np.minimum(at.astype(np.int64), count - 1)
 
 
-def _last_start(
+def last_start(
     settings: SamplingSettings, times: Times, seconds: float, frames: int
 ) -> float | int:
+    """Returns the last start of a clip that ends with the video; see `clip_from`."""
     if settings.stride_seconds is not None:
         return max(seconds - settings.stride_seconds * frames, 0.0)
     return max(len(times) - (frames - 1) * settings.stride_frames - 1, 0)
 
 
 def _train_clip(settings: SamplingSettings, times, seconds, frames, rng):
-    last = _last_start(settings, times, seconds, frames)
+    last = last_start(settings, times, seconds, frames)
     whole = 1 if settings.stride_seconds is None else 0  # the last whole number is drawn too
     return clip_from(settings, times, seconds, frames, rng.random() * (last + whole))
 
 
 def _view_clips(settings: SamplingSettings, times, seconds, frames, views):
-    starts = starts_of_views(_last_start(settings, times, seconds, frames), views)
+    starts = starts_of_views(last_start(settings, times, seconds, frames), views)
     return np.stack([clip_from(settings, times, seconds, frames, start) for start in starts])
 
 

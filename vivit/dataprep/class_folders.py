@@ -1,6 +1,5 @@
 """The annotation format "folder": one folder per class, with splits that do not leak."""
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from vivit.data.classes import Classes, mirror_names
 from vivit.data.manifest import raise_all
-from vivit.dataprep.convert import FORMATS, Converted, Entry, log
+from vivit.dataprep.convert import FORMATS, Converted, Entry, csv_rows, log
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHOWN = 5  # sources that a warning names
@@ -107,12 +106,7 @@ def _groups(paths: Sequence[str], group: str, annotations: Sequence[Path]) -> di
     if annotations:
         found: dict[str, str] = {}
         for file in annotations:
-            with open(file, newline="", encoding="utf-8-sig") as opened:
-                reader = csv.DictReader(opened, restval="")
-                missing = [x for x in ("path", group) if x not in (reader.fieldnames or ())]
-                if missing:
-                    raise ValueError(f"{file.name} has no column {', '.join(missing)}")
-                found |= {row["path"]: row[group] for row in reader}
+            found |= {row["path"]: row[group] for _, row in csv_rows(file, "path", group)}
         raise_all(f"paths that have no {group}", [p for p in paths if not found.get(p)])
         return {p: found[p] for p in paths}
     try:

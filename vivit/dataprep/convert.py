@@ -3,13 +3,14 @@
 The formats are in published.py and dmvr.py.
 """
 
+import csv
 import functools
 import inspect
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,3 +242,14 @@ def numbered(
         problems.append(f"{where}: unknown {what} {name!r}")
         return UNLABELLED
     return known[name]
+
+
+def csv_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields where a row stands, for messages, and its values by column."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        missing = [name for name in needed if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path.name} has no column {', '.join(missing)}")
+        for row in reader:
+            yield f"{path.name} line {reader.line_num}", row

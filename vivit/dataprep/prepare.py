@@ -163,7 +163,7 @@ def _require_same_files(path: Path, plan: Plan) -> None:
     now = _source_files(plan)
     changed = [name for name, stat in recorded.items() if now.get(name, stat) != stat]
     raise_all(
-        f"{len(changed)} files have changed since {path.parent} was begun; give another --name, "
+        f"{len(changed)} files have changed since {path.parent} was started; give another --name, "
         "or move that folder away",
         changed,
     )

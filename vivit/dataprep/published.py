@@ -13,6 +13,7 @@ from vivit.dataprep.convert import (
     FORMATS,
     Converted,
     Entry,
+    csv_rows,
     numbered,
     read_class_names,
     split_of,
@@ -29,7 +30,7 @@ def kinetics(annotations: Paths, *, classes: str = "") -> Converted:
     flat. Class numbers are those of the sorted names (of all files given), as is customary.
     """
     needed = ("youtube_id", "time_start", "time_end")
-    rows = [(path, *found) for path in annotations for found in _rows(path, *needed)]
+    rows = [(path, *found) for path in annotations for found in csv_rows(path, *needed)]
     names = (
         read_class_names(classes)
         if classes
@@ -181,7 +182,7 @@ def epic_kitchens(annotations: Paths, *, verbs: str, nouns: str) -> Converted:
     names = {"verb": _epic_names(Path(verbs)), "noun": _epic_names(Path(nouns))}
     entries, problems = [], []
     for path in annotations:
-        for where, row in _rows(path, "video_id", "start_timestamp", "stop_timestamp"):
+        for where, row in csv_rows(path, "video_id", "start_timestamp", "stop_timestamp"):
             labels = {}
             for label, known in names.items():
                 text = row.get(f"{label}_class", "")
@@ -239,17 +240,6 @@ def moments(annotations: Paths, *, classes: str) -> Converted:
     return Converted(entries, {"label": Classes(tuple(names))})
 
 
-def _rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields where a row stands, for messages, and its values by column."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = [name for name in needed if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path.name} has no column {', '.join(missing)}")
-        for row in reader:
-            yield f"{path.name} line {reader.line_num}", row
-
-
 def _json_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields where an entry stands, for messages, and the entry."""
     try:
@@ -282,9 +272,7 @@ def _plain(template: str) -> str:
 
 
 def _epic_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} does not exist")
-    rows = [row for _, row in _rows(path, "id", "key")]
+    rows = [row for _, row in csv_rows(path, "id", "key")]
     names = {row["id"]: row["key"] for row in rows}
     if set(names) != {str(i) for i in range(len(rows))}:
         raise ValueError(f"{path.name}: the ids are not 0 .. {len(rows) - 1}, once each")

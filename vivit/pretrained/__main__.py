@@ -3,7 +3,6 @@ holds, or writes a copy of it for vivit (convert) or for other programs (export)
 
 import argparse
 import ast
-import re
 import shlex
 from dataclasses import fields
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from vivit.cli import add_command, make_parser, run_command, show_log, three_sizes
 from vivit.pretrained import WRITERS, Pretrained, export, load
 from vivit.pretrained.settings import LoadOptions
+from vivit.schema import meanings
 
 
 def _names(text: str) -> str | tuple[str, ...]:
@@ -85,20 +85,14 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=_field, action="append", default=[], metavar="FIELD=VALUE",
         help="any other field of the wanted model, as in config.model",
     )  # fmt: skip
+    about = meanings(LoadOptions)
     for field in fields(LoadOptions):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             default=field.default,
             type=TYPES.get(field.name, str),
-            help=_help(field.name),
+            help=about[field.name],
         )
-
-
-def _help(name: str) -> str:
-    """Returns what the docstring of LoadOptions says of an option."""
-    found = re.search(rf"^    {name}: (.*(?:\n        .*)*)", LoadOptions.__doc__ or "", re.M)
-    assert found, f"LoadOptions does not describe {name}"
-    return " ".join(found[1].split())
 
 
 def _load(arguments: argparse.Namespace) -> Pretrained:
