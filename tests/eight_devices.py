@@ -1,59 +1,115 @@
-"""Run by test_parallel.py in processes of their own: five steps, and what came out, as an npz.
+"""Run by test_parallel.py in processes of their own: a training step in float64, as an npz.
 
-JAX_NUM_CPU_DEVICES=8 python tests/eight_devices.py OUT.npz MODE FSDP DROPOUT [SEQUENCE KERNEL]
+JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python -m tests.eight_devices OUT.npz '{"mode": "jit"}'
+
+Options: those of ParallelSettings, and "kernel", "dropout", "accumulate" and "coordinator" with
+"process" of two processes. Float32 would hide a wrong scale behind its rounding.
 """
 
+import json
+import os
 import sys
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+jnp.float32 = jnp.float64  # before anything else reads it: all that is float32 is float64
 
 import jax
 import numpy as np
 
 import vivit
-from tests.test_model import TINY
 from vivit.optim import make_optimizer
 from vivit.parallel import make_parallel
 from vivit.settings import OptimSettings, ParallelSettings, TrainSettings
 from vivit.step import make_eval_step, make_init, make_train_step
 
+MODEL = {
+    "clip": (4, 8, 8),
+    "classes": 5,
+    "width": 16,
+    "depth": 1,
+    "heads": 8,
+    "mlp_dim": 16,
+    "family": "joint",
+    "tubelet": (2, 4, 4),
+}
+SPOILED = float(os.environ.get("SPOILED_LOSS", "1"))  # 1.03: a loss that is wrong by 3 %
 
-def main(out, mode, fsdp, dropout, sequence="1", kernel="dense"):
-    model = vivit.build(
-        {**TINY, "depth": 1, "family": "joint", "dropout": float(dropout), "kernel": kernel}
+
+def main(out, options):
+    options = json.loads(options)
+    if "coordinator" in options:
+        coordinator, process = options.pop("coordinator"), options.pop("process")
+        jax.distributed.initialize(coordinator, 2, process)
+    kernel, dropout = options.pop("kernel", "dense"), options.pop("dropout", 0.0)
+    settings = TrainSettings(label_smoothing=0.1, accumulate=options.pop("accumulate", 1))
+    parallel = make_parallel(ParallelSettings(**options))
+    with parallel.ambient():
+        model = vivit.build({**MODEL, "dropout": dropout, "kernel": kernel})
+    model = vivit.ViViT(replace(model.config, dtype="float64"))
+    # Parameters become old parameters minus gradients, so they show these without any division.
+    optim = OptimSettings(
+        "sgd(momentum=0.0, weight_decay=0.0)", lr=1.0, schedule="cosine(floor=1.0)"
     )
-    # SGD: AdamW's division would hide a wrong scale of the gradients.
-    optim = OptimSettings("sgd(weight_decay=0.01)", lr=0.1, schedule="cosine(floor=0.1)")
-    optimizer, _ = make_optimizer(optim, steps=5)
-    parallel = make_parallel(ParallelSettings(mode, fsdp=int(fsdp), sequence=int(sequence)))
-    state = parallel.init(make_init(model, optimizer, average_decay=0.9), 0)
-    settings = TrainSettings(label_smoothing=0.1, average_decay=0.9)
-    step = make_train_step(model, optimizer, settings)
-    step = parallel.train(step, state)
+    optimizer, _ = make_optimizer(replace(optim, clip_norm=None), steps=5)
+    make_state = make_init(model, optimizer, average_decay=None)
+    state = parallel.init(lambda seed: moved(make_state(seed)), 0)
     rng = np.random.default_rng(0)
-    losses = []
-    for _ in range(5):
-        batch = {
-            "clips": rng.integers(0, 256, (16, *model.config.clip, 3)).astype(np.uint8),
-            "labels": rng.integers(0, 5, 16).astype(np.int32),
-            "valid": (np.arange(16) < 13).astype(np.float32),  # uneven over the devices
-        }
-        state, sums = step(state, parallel.put(batch))
-        losses.append(float(sums["loss"][0]) / float(sums["loss"][1]))
-    evaluate = parallel.evaluate(make_eval_step(model))
-    _, rows = evaluate(state.eval_params, parallel.put(batch))
-    order = {key: np.asarray(rows[key]) for key in ("logits", "labels", "valid")}
-    kernel = state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    batch = {
+        "clips": rng.integers(0, 256, (16, *model.config.clip, 3)).astype(np.uint8),
+        "labels": rng.integers(0, 5, 16).astype(np.int32),
+        "valid": (np.arange(16) < 13).astype(np.float64),  # uneven over the devices
+        "indices": np.arange(16, dtype=np.uint32),
+    }
+    rows = np.arange(16).reshape(parallel.parts, -1)[parallel.part]
+    placed = parallel.put({key: value[rows] for key, value in batch.items()})
+    step = make_train_step(model, optimizer, settings)
+    if SPOILED != 1:
+        step = spoil(step)
+    shards = len({str(s.index) for s in kernel_of(state).addressable_shards})
+    state, sums = parallel.train(step, state)(state, placed)
+    _, of_clips = parallel.evaluate(make_eval_step(model))(state.eval_params, placed)
+    gathered = jax.jit(lambda x: x, out_shardings=replicated(state))(state.params)
+    if jax.process_index():
+        return
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.averaged))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gathered)
     }
-    np.savez(
-        out,
-        losses=losses,
-        **order,
-        devices=jax.device_count(),
-        shards=len({str(shard.index) for shard in kernel.addressable_shards}),
-        **leaves,
-    )
+    order = np.argsort(np.asarray(of_clips["indices"]))
+    rows = {key: np.asarray(of_clips[key])[order] for key in ("logits", "labels", "valid")}
+    loss = float(sums["loss"][0]) / float(sums["loss"][1])
+    np.savez(out, loss=loss, devices=jax.device_count(), shards=shards, **rows, **leaves)
+
+
+def moved(state):
+    """A state without zeros, through which every gradient flows, in float64."""
+    leaves, tree = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = [x + 0.2 * jax.random.normal(keys[i], x.shape) for i, x in enumerate(leaves)]
+    return replace(state, params=tree.unflatten(params))
+
+
+def kernel_of(state):
+    return state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
+
+
+def replicated(state):
+    spec = jax.sharding.PartitionSpec()
+    return jax.sharding.NamedSharding(kernel_of(state).sharding.mesh, spec)
+
+
+def spoil(step):
+    """A step whose device count is wrong by 3 %: what a loss averaged wrongly looks like."""
+
+    def spoiled(state, batch, **options):
+        batch = {**batch, "valid": batch["valid"] * SPOILED}
+        new, sums = step(state, batch, **options)
+        scale = lambda a, b: b + SPOILED * (a - b)
+        return replace(new, params=jax.tree.map(scale, new.params, state.params)), sums
+
+    return spoiled
 
 
 if __name__ == "__main__":

@@ -53,11 +53,14 @@ def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Para
     """Returns the scores over all batches; padding counts nowhere."""
     results = [eval_step(params, parallel.put(batch)) for batch in batches]
     sums, rows = zip(*jax.device_get(results), strict=True)
-    logits, labels, valid = (
-        np.concatenate([row[key] for row in rows]) for key in ("logits", "labels", "valid")
+    logits, labels, valid, indices = (
+        np.concatenate([row[key] for row in rows])
+        for key in ("logits", "labels", "valid", "indices")
     )
-    indices = np.flatnonzero(valid)  # the batches hold the split in its order
-    return Scores(means(list(sums)), ClipScores(indices, labels[indices], logits[indices]))
+    order = np.argsort(indices)  # a mesh may order the clips of a batch otherwise
+    order = order[valid[order] > 0]
+    clips = ClipScores(indices[order].astype(np.int64), labels[order], logits[order])
+    return Scores(means(list(sums)), clips)
 
 
 def score_run(run: Run, *, views: str = "") -> Scores:

@@ -1,8 +1,10 @@
 """How a step runs on many devices: jit over a mesh, or pmap."""
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -10,26 +12,34 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vivit.mesh import DATA, FSDP, MESH_AXES, SEQUENCE
+from vivit.mesh import CLIP_AXES, DATA, MESH_AXES, SEQUENCE
 from vivit.registry import Registry
 from vivit.settings import RULES, ParallelSettings, Rule
 
-CLIP_AXES = (DATA, FSDP)  # clips are split over both
+Devices = Sequence[Any]  # of this process and its peers, or of a topology that is compiled for
 
 
 class Parallel(ABC):
     """A way to run on all devices. States and results look the same under each.
 
-    devices: how many the clips are split over; a batch must be a multiple of it.
-    splits_tokens: whether the tokens of a clip are split over devices too.
+    mesh: the devices. devices: how many of them the clips are split over; a batch must be a
+    multiple of it. splits_tokens: whether the tokens of a clip are split over devices too.
+    part, parts: a process loads part `part` of the `parts` of each batch.
     """
 
+    mesh: Mesh
     devices: int
     splits_tokens: bool
+    part: int
+    parts: int
 
     @abstractmethod
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
         """Returns the shapes, dtypes and shardings of what `make(seed)` returns."""
+
+    @abstractmethod
+    def abstract_batch(self, shapes: Any) -> Any:
+        """Returns the shapes, dtypes and shardings that a batch of these shapes has in a step."""
 
     @abstractmethod
     def put(self, batch: Any) -> Any:
@@ -43,9 +53,18 @@ class Parallel(ABC):
     def evaluate(self, step: Callable[..., Any]) -> Any:
         """Returns step(params, batch) -> sums, compiled when first called."""
 
+    def ambient(self) -> AbstractContextManager[Any]:
+        """Returns a context in which models are built, and steps traced, for these devices."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of global arrays, traced where kernels see the mesh."""
-        return function
+
+        def in_mesh(*arguments):
+            with self.ambient():
+                return function(*arguments)
+
+        return in_mesh
 
     def init(self, make: Callable[..., Any], seed: int) -> Any:
         """Returns make(seed), made where its shardings say."""
@@ -55,54 +74,77 @@ class Parallel(ABC):
     def place(self, params: Any) -> Any:
         """Returns arrays of the host on the devices, sharded as parameters of these paths are."""
         like = self.abstract(lambda _: params, 0)
-        return jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), params, like)
+        return jax.tree.map(lambda x, at: place_on(np.asarray(x), at.sharding), params, like)
 
 
-# An entry makes the Parallel of settings whose `data` is resolved; it raises ValueError for
-# settings that it does not take.
-MODES: Registry[Callable[[ParallelSettings], Parallel]] = Registry("parallel mode")
+def place_on(x: np.ndarray, sharding: Any) -> jax.Array:
+    """Returns an array that every process has on its host as one global array on the devices."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def make_parallel(settings: ParallelSettings) -> Parallel:
-    """Returns the devices of a config: data x fsdp x sequence.
+# An entry makes the Parallel of settings whose `data` is resolved, on given devices; it raises
+# ValueError for settings that it does not take.
+MODES: Registry[Callable[[ParallelSettings, Devices], Parallel]] = Registry("parallel mode")
+
+
+def make_parallel(settings: ParallelSettings, devices: Devices | None = None) -> Parallel:
+    """Returns the devices of a config: data x fsdp x tensor x sequence.
+
+    devices: of a topology that is compiled for; None for those of this process and its peers.
 
     Raises ValueError if the devices cannot be split so.
     """
-    devices, fsdp, sequence = jax.device_count(), settings.fsdp, settings.sequence
-    if fsdp < 1 or sequence < 1 or devices % (fsdp * sequence):
+    devices = jax.devices() if devices is None else devices
+    return MODES[settings.mode](with_data(settings, len(devices)), devices)
+
+
+def with_data(settings: ParallelSettings, devices: int) -> ParallelSettings:
+    """Returns the settings with `data` resolved for a number of devices.
+
+    Raises ValueError if they cannot be split so.
+    """
+    sizes = {axis: getattr(settings, axis) for axis in MESH_AXES}
+    rest = sizes[DATA] == -1  # data takes the devices that the other axes leave
+    given = {axis: n for axis, n in sizes.items() if not (rest and axis == DATA)}
+    named = "parallel." + " x ".join(f"{axis}={n}" for axis, n in given.items())
+    if min(given.values()) < 1:
+        raise ValueError(f"{named}: each must be at least 1")
+    product = math.prod(given.values())
+    if rest and devices % product:
+        raise ValueError(f"{named} does not divide the {devices} devices")
+    if not rest and product != devices:
         raise ValueError(
-            f"parallel.fsdp={fsdp} x sequence={sequence} does not divide the {devices} devices"
+            f"{named} is not the {devices} devices that are present but {product}; use data=-1 for "
+            "all that the other axes leave"
         )
-    data = devices // (fsdp * sequence) if settings.data == -1 else settings.data
-    if data * fsdp * sequence != devices:
-        raise ValueError(
-            f"parallel.data={data} x fsdp={fsdp} x sequence={sequence} is not the {devices} "
-            "devices that are present; use data=-1"
-        )
-    return MODES[settings.mode](replace(settings, data=data))
+    return replace(settings, data=devices // product) if rest else settings
 
 
 def make_parallel_for_inference(settings: ParallelSettings) -> Parallel:
     """Returns the devices that are present, for a run that other devices may have trained:
     parameters restore on any number of them."""
-    devices = jax.device_count()
-    sequence = settings.sequence if devices % settings.sequence == 0 else 1
-    fsdp = settings.fsdp if devices % (settings.fsdp * sequence) == 0 else 1
-    return make_parallel(replace(settings, data=-1, fsdp=fsdp, sequence=sequence))
+    left, sizes = jax.device_count(), {}
+    for axis in reversed(MESH_AXES[1:]):
+        wanted = getattr(settings, axis)
+        sizes[axis] = wanted if left % wanted == 0 else 1
+        left //= sizes[axis]
+    return make_parallel(replace(settings, data=-1, **sizes))
 
 
 @MODES.register("jit")
 class JitParallel(Parallel):
     """jit with shardings: the batch over all devices, arrays of the state as the rules say."""
 
-    def __init__(self, settings: ParallelSettings) -> None:
-        shape = (settings.data, settings.fsdp, settings.sequence)
+    def __init__(self, settings: ParallelSettings, devices: Devices) -> None:
+        shape = tuple(getattr(settings, axis) for axis in MESH_AXES)
         # Explicit axes, make_mesh's default since JAX 0.9, refuse the tubelet's reshape.
-        self.mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        types = (AxisType.Auto,) * len(MESH_AXES)
+        self.mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
         self.rules = settings.rules
         self.devices = settings.data * settings.fsdp
         self.sequence = settings.sequence
         self.splits_tokens = settings.sequence > 1
+        self.part, self.parts = _part_of_batches(self._sharding(PartitionSpec(CLIP_AXES)))
 
     def __str__(self) -> str:
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items())
@@ -112,22 +154,28 @@ class JitParallel(Parallel):
         shapes = jax.eval_shape(make, seed)
         return _with_shardings(shapes, shard_by_rules(shapes, self.mesh, self.rules))
 
-    def put(self, batch: Any) -> Any:
-        return jax.tree.map(self._put_one, batch)
+    def abstract_batch(self, shapes: Any) -> Any:
+        return _with_shardings(shapes, jax.tree.map(lambda x: self._of_batch(x.shape), shapes))
 
-    def _put_one(self, x: np.ndarray) -> jax.Array:
-        if x.ndim < 5:  # not clips
-            return self._put_as(x, PartitionSpec(CLIP_AXES))
-        if x.shape[-4] % self.sequence:
+    def put(self, batch: Any) -> Any:
+        def put_one(x: np.ndarray) -> jax.Array:
+            shape = (x.shape[0] * self.parts, *x.shape[1:])
+            at = self._of_batch(shape)
+            return jax.make_array_from_process_local_data(at, x, global_shape=shape)
+
+        return jax.tree.map(put_one, batch)
+
+    def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns the sharding of one array of a batch."""
+        if len(shape) < 5:  # not clips
+            return self._sharding(PartitionSpec(CLIP_AXES))
+        if shape[-4] % self.sequence:
             raise ValueError(
-                f"{x.shape[-4]} frames of a clip are not split evenly by "
+                f"{shape[-4]} frames of a clip are not split evenly by "
                 f"parallel.sequence={self.sequence}"
             )
-        views = (None,) * (x.ndim - 5)  # clips [B, F, H, W, C] or [B, V, F, H, W, C]
-        return self._put_as(x, PartitionSpec(CLIP_AXES, *views, SEQUENCE))
-
-    def _put_as(self, x: np.ndarray, spec: PartitionSpec) -> jax.Array:
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), x)
+        views = (None,) * (len(shape) - 5)  # clips [B, F, H, W, C] or [B, V, F, H, W, C]
+        return self._sharding(PartitionSpec(CLIP_AXES, *views, SEQUENCE))
 
     def train(self, step: Callable[..., Any], state: Any) -> Any:
         """The state is donated."""
@@ -135,26 +183,32 @@ class JitParallel(Parallel):
         return jax.jit(
             self.within(step),
             in_shardings=(shardings, None),  # the batch is where `put` put it
-            out_shardings=(shardings, self._replicated),
+            out_shardings=(shardings, self._sharding(PartitionSpec())),
             donate_argnums=0,
         )
 
     def evaluate(self, step: Callable[..., Any]) -> Any:
-        return jax.jit(self.within(step), out_shardings=self._replicated)
+        return jax.jit(self.within(step), out_shardings=self._sharding(PartitionSpec()))
 
-    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not self.splits_tokens:
-            return function
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
 
-        def in_mesh(*arguments):
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return function(*arguments)
 
-        return in_mesh
-
-    @property
-    def _replicated(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec())
+def _part_of_batches(sharding: NamedSharding) -> tuple[int, int]:
+    """Returns which part of a batch this process loads, and of how many: processes whose devices
+    hold the same clips, as along `tensor`, load the same part."""
+    rows: dict[int, set[int]] = {}
+    clips = math.prod(sharding.mesh.shape[axis] for axis in CLIP_AXES)
+    for device, (index,) in sharding.devices_indices_map((clips,)).items():
+        rows.setdefault(device.process_index, set()).add(index.start or 0)
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(map(len, parts)) > clips:
+        raise ValueError(
+            f"the mesh {dict(sharding.mesh.shape)} gives some processes a part of the clips of "
+            "others; let tensor x sequence divide, or be a multiple of, a process's devices"
+        )
+    held = rows.get(jax.process_index(), rows[min(rows)])  # of a topology, the first one's
+    return parts.index(tuple(sorted(held))), len(parts)
 
 
 @MODES.register("pmap")
@@ -163,25 +217,33 @@ class PmapParallel(Parallel):
 
     splits_tokens = False
 
-    def __init__(self, settings: ParallelSettings) -> None:
-        if settings.fsdp != 1 or settings.sequence != 1 or settings.rules != RULES:
+    def __init__(self, settings: ParallelSettings, devices: Devices) -> None:
+        others = {axis: getattr(settings, axis) for axis in MESH_AXES[1:]}
+        if any(n != 1 for n in others.values()) or settings.rules != RULES:
+            named = ", ".join(f"{axis}={n}" for axis, n in others.items())
             raise ValueError(
-                f"parallel.fsdp={settings.fsdp}, sequence={settings.sequence} and rules need "
-                'parallel.mode="jit"; pmap replicates the state and splits clips only'
+                f'parallel.{named} and rules need parallel.mode="jit"; pmap replicates the state '
+                "and splits clips only"
             )
+        self.mesh = Mesh(np.array(devices), ("devices",))
         self.devices = settings.data
+        processes = sorted({device.process_index for device in devices})
+        self.part, self.parts = jax.process_index(), len(processes)
 
     def __str__(self) -> str:
         return "pmap"
 
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
-        mesh = Mesh(np.array(jax.devices()), ("devices",))
         shapes = jax.eval_shape(make, seed)
-        replicated = NamedSharding(mesh, PartitionSpec())
+        replicated = NamedSharding(self.mesh, PartitionSpec())
         return _with_shardings(shapes, jax.tree.map(lambda _: replicated, shapes))
 
+    def abstract_batch(self, shapes: Any) -> Any:
+        split = lambda shape: (self.devices, shape[0] // self.devices, *shape[1:])
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(split(x.shape), x.dtype), shapes)
+
     def put(self, batch: Any) -> Any:
-        local = jax.local_device_count()
+        local = self.devices // self.parts
         return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
 
     def train(self, step: Callable[..., Any], state: Any) -> Any:
@@ -191,7 +253,8 @@ class PmapParallel(Parallel):
         def with_axis(state, batch):
             return step(state, batch, axis_name="devices")
 
-        return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None)  # pyright: ignore[reportArgumentType]
+        devices = self.mesh.devices.tolist()
+        return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None, devices=devices)  # pyright: ignore[reportArgumentType]
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -204,12 +267,14 @@ def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: tuple[Rule, ..
     """Returns the shardings of a tree: of each array by the first rule whose regex its path has.
 
     A rule's axes stand for the array's last dimensions; ("fsdp", None) splits the last but one.
-    Arrays without a rule are replicated. Raises ValueError that lists all that do not divide.
+    Arrays without a rule are replicated. Raises ValueError that lists all that do not divide, and
+    rules that no array has; a model may lack what the default rules split.
     """
-    problems = []
+    problems, unused = [], {regex for regex, _ in rules} - {regex for regex, _ in RULES}
 
     def shard(path, array):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        unused.difference_update({regex for regex in unused if re.search(regex, name)})
         axes = next((tuple(axes) for regex, axes in rules if re.search(regex, name)), ())
         unknown = sorted({axis for axis in axes if axis is not None} - set(MESH_AXES))
         if unknown:
@@ -226,6 +291,7 @@ def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: tuple[Rule, ..
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings = jax.tree_util.tree_map_with_path(shard, shapes)
+    problems += [f"no array has the path of the rule {regex!r}" for regex in sorted(unused)]
     if problems:
         raise ValueError("parallel.rules do not fit these arrays:\n  " + "\n  ".join(problems))
     return shardings

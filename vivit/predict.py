@@ -191,6 +191,7 @@ class Predictor:
             "extents": np.array([size] * self.data.batch_size, np.int32),
             "labels": np.zeros(self.data.batch_size, np.int32),
             "valid": (np.arange(self.data.batch_size) < count).astype(np.float32),
+            "indices": np.arange(self.data.batch_size, dtype=np.uint32),
         }
 
 

@@ -268,9 +268,18 @@ def check_split(split: Split, model: ModelSettings, data: DataSettings) -> None:
         raise ValueError(f"{split.name}: {'; '.join(problems)}")
 
 
-def check_batch_size(batch_size: int, devices: int, *, clips: int | None = None) -> None:
-    """Raises ValueError if a batch cannot be split over the devices, or has more than all clips."""
+def check_batch_size(
+    batch_size: int, devices: int, *, accumulate: int = 1, clips: int | None = None
+) -> None:
+    """Raises ValueError if a batch, or each of the parts in which gradients are accumulated, cannot
+    be split over the devices, or if a batch has more than all clips."""
     if batch_size < 1 or batch_size % devices:
         raise ValueError(f"data.batch_size={batch_size} is not a multiple of the {devices} devices")
+    each = devices * accumulate
+    if batch_size % each:
+        raise ValueError(
+            f"data.batch_size={batch_size} is not a multiple of train.accumulate={accumulate} "
+            f"parts on {devices} devices; use {-(-batch_size // each) * each}"
+        )
     if clips is not None and batch_size > clips:
         raise ValueError(f"data.batch_size={batch_size} is larger than the {clips} training clips")

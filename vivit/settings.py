@@ -8,15 +8,16 @@ from them.
 from dataclasses import dataclass, field
 
 from vivit.data.settings import AugmentSettings, DataSettings
-from vivit.mesh import FSDP
+from vivit.mesh import FSDP, TENSOR
 from vivit.model.settings import ModelSettings
 from vivit.pretrained.settings import InitSettings
 
 Rule = tuple[str, tuple[str | None, ...]]
 RULES: tuple[Rule, ...] = (
-    (r"(query|key|value)/kernel$", (FSDP, None, None)),
-    (r"attention_\w+/out/kernel$", (None, None, FSDP)),
-    (r"mlp/\w+/kernel$", (FSDP, None)),
+    (r"(query|key|value)/kernel$", (FSDP, TENSOR, None)),
+    (r"attention_\w+/out/kernel$", (TENSOR, None, FSDP)),
+    (r"mlp/up/kernel$", (FSDP, TENSOR)),
+    (r"mlp/down/kernel$", (TENSOR, FSDP)),
 )
 
 
@@ -61,6 +62,8 @@ class TrainSettings:
 
     steps, log_every, eval_every, checkpoint_every: in training steps, each at least 1.
     keep_checkpoints: the newest ones to keep; the one with the best validation score stays too.
+    accumulate: parts of a batch that are computed one after another, with the result of the whole
+        batch and the memory of one part.
     label_smoothing: share of the target that is spread over all classes; 1512.00567, section 7.
     average_decay: of an exponential moving average of the parameters, which evaluation then uses;
         None for none.
@@ -71,11 +74,13 @@ class TrainSettings:
     eval_every: int = 100
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    accumulate: int = 1
     label_smoothing: float = 0.0
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
-        names = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        every = ("log_every", "eval_every", "checkpoint_every")
+        names = ("steps", *every, "keep_checkpoints", "accumulate")
         problems = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) < 1]
         if problems:
             raise ValueError(f"{', '.join(problems)} must be at least 1")
@@ -89,9 +94,11 @@ class TrainSettings:
 class ParallelSettings:
     """The schema of `config.parallel`, for `vivit.parallel.make_parallel`.
 
-    mode: a name of MODES. data, fsdp, sequence: devices along each axis of the mesh: data and fsdp
-        split the clips, sequence splits the tokens of each clip, for kernels over devices ("ring",
-        "ulysses"). data=-1 takes all devices that are left.
+    mode: a name of MODES: "jit" over a mesh, or "pmap".
+    data, fsdp, tensor, sequence: devices along each axis of the mesh. data and fsdp split the
+        clips, and fsdp the parameters too; tensor splits attention heads and MLPs; sequence splits
+        the tokens of each clip, for kernels over devices ("ring", "ulysses"). data=-1 takes all
+        devices that are left.
     rules: (regex of an array's path, mesh axes of the array's last dimensions); the first rule
         whose regex is found in the path counts, and arrays without one are replicated.
     """
@@ -99,6 +106,7 @@ class ParallelSettings:
     mode: str = "jit"
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
     sequence: int = 1
     rules: tuple[Rule, ...] = RULES
 

@@ -86,7 +86,8 @@ def make_train_step(
 
     Under jit the batch is the global one. Under pmap it is a device's part and `axis_name` is the
     devices' axis: gradients and metrics are summed over it, and each device draws its own
-    dropout. The loss is the mean over all valid clips of all devices.
+    dropout. The loss is the mean over all valid clips of all devices, and of all parts of the batch
+    if settings.accumulate has several.
     """
     apply = cast(Callable[..., Logits], model.apply)
     smooth = partial(cross_entropy, label_smoothing=settings.label_smoothing)
@@ -101,17 +102,17 @@ def make_train_step(
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         count = total(batch["valid"].sum())
 
-        def loss(params):
-            logits = apply({"params": params}, batch["clips"], rngs={"dropout": rng})
-            losses = smooth(logits, batch["labels"])
-            if "label_weight" in batch:  # mixed clips have two labels
-                weight = batch["label_weight"]
-                losses = weight * losses + (1 - weight) * smooth(logits, batch["other_labels"])
-            sums = metric_sums(losses, logits, batch["labels"], batch["valid"])
+        def loss(params, part, rng):
+            logits = apply({"params": params}, part["clips"], rngs={"dropout": rng})
+            losses = smooth(logits, part["labels"])
+            if "label_weight" in part:  # mixed clips have two labels
+                weight = part["label_weight"]
+                losses = weight * losses + (1 - weight) * smooth(logits, part["other_labels"])
+            sums = metric_sums(losses, logits, part["labels"], part["valid"])
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
-        grads, sums = jax.grad(loss, has_aux=True)(state.params)
-        grads, sums = total(grads), total(sums)
+        gradient = partial(jax.grad(loss, has_aux=True), state.params)
+        grads, sums = total(accumulated(gradient, batch, rng, parts=settings.accumulate))
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -125,9 +126,30 @@ def make_train_step(
     return step
 
 
+def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: int) -> Any:
+    """Returns the sum of gradient(part, rng) over equal parts of a batch, one after another.
+
+    With dropout each part draws its own.
+    """
+    if parts == 1:
+        return gradient(batch, rng)
+    # Every parts-th clip, so that each part is spread over all devices that the batch is on.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total, numbered):
+        i, part = numbered
+        return jax.tree.map(jnp.add, total, gradient(part, jax.random.fold_in(rng, i))), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, first, rng)
+    )
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+
+
 def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | None = None) -> Step:
     """Returns step(params, batch, *, axis_name=None) -> (metric sums, and of each clip of all
-    devices its "logits", "labels" and "valid").
+    devices its "logits", "labels", "valid" and "indices").
 
     predict_views: (model, clips [B, V, F, H, W, 3], extents) -> logits averaged over views; see
     vivit.data.views. None for batches of clips [B, F, H, W, 3].
@@ -140,13 +162,12 @@ def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | No
             logits = predict(batch["clips"])
         else:
             logits = predict_views(predict, batch["clips"], batch["extents"])
-        labels, valid = batch["labels"], batch["valid"]
+        of_clips = {"logits": logits, **{k: batch[k] for k in ("labels", "valid", "indices")}}
+        labels, valid = of_clips["labels"], of_clips["valid"]
         sums = metric_sums(cross_entropy(logits, labels), logits, labels, valid)
         if axis_name:
             sums = jax.lax.psum(sums, axis_name)
-            logits, labels, valid = jax.lax.all_gather(
-                (logits, labels, valid), axis_name, tiled=True
-            )
-        return sums, {"logits": logits, "labels": labels, "valid": valid}
+            of_clips = jax.lax.all_gather(of_clips, axis_name, tiled=True)
+        return sums, of_clips
 
     return step

@@ -60,10 +60,12 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         stack.enter_context(locked(workdir))
         config = as_config(config)
 
-        # Model and data.
+        # Devices, model and data.
         import_modules(config.imports, copies=Path(workdir) / IMPORTS)
         config = take_model(config, workdir)
-        model = vivit.build(config.model)
+        parallel = make_parallel(config.parallel)
+        with parallel.ambient():
+            model = vivit.build(config.model)
         frames, height, width = config.model.clip
         train_split, held_out = (open_split(config.data, name) for name in config.data.splits)
         for split in (train_split, held_out):
@@ -74,9 +76,13 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         one_view = replace(config.data, views=config.data.views.centre())  # for validation
         predict_views = make_views(one_view.views, held_out, (height, width))
 
-        # Devices, optimiser and the two steps.
-        parallel = make_parallel(config.parallel)
-        check_batch_size(config.data.batch_size, parallel.devices, clips=len(train_split))
+        # Optimiser and the two steps.
+        check_batch_size(
+            config.data.batch_size,
+            parallel.devices,
+            accumulate=config.train.accumulate,
+            clips=len(train_split),
+        )
         _check_tokens_split(model, parallel)
         config, loaded = load_for_run(config, model, workdir)
         optimizer, learning_rate = make_optimizer(config.optim, steps=config.train.steps)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vivit.mesh import FSDP
 from vivit.model.upgrade import upgrade_model
 
 # What keys of 0.1.0 are called now. Runs are mapped by `upgrade`; on a command line and in a config
@@ -28,11 +29,22 @@ _OPTIMISERS = {
 }
 
 
+# The default of parallel.rules before there was an axis `tensor`.
+_RULES = [
+    ["(query|key|value)/kernel$", [FSDP, None, None]],
+    ["attention_\\w+/out/kernel$", [None, None, FSDP]],
+    ["mlp/\\w+/kernel$", [FSDP, None]],
+]
+
+
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a config.json, of this or an earlier version, by today's keys."""
-    if "schedule" in config.get("optim", {"schedule": ""}):
-        return dict(config)  # of this version
     config = dict(config)
+    parallel = dict(config.get("parallel", {}))
+    if parallel.get("rules") == _RULES:
+        config["parallel"] = {k: v for k, v in parallel.items() if k != "rules"}
+    if "schedule" in config.get("optim", {"schedule": ""}):
+        return config  # of this version
     for old, new in RENAMED.items():
         section, *path = old.split(".")
         if section in config:

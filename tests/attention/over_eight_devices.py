@@ -5,6 +5,7 @@ JAX_NUM_CPU_DEVICES=8 python -m tests.attention.over_eight_devices
 
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from jax.sharding import AxisType
 
 from tests.attention.test_kernels import bfloat16_errors, draw, value_and_grads
 from vivit.attention import KERNELS
+from vivit.attention.devices import on_each_device
+from vivit.attention.fused import by_splash
 from vivit.attention.kernels import dense
 from vivit.mesh import MESH_AXES, SEQUENCE
 
-SHAPES = ((1, 1, 8), (2, 1, 4))  # of the mesh
+SHAPES = ((1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 2, 4))  # of the mesh
 LENGTHS = ((16, 24, 8, 8), (8, 8, 16, 8))  # queries, keys, heads, kv_heads
 
 
@@ -47,7 +50,7 @@ def main():
     errors = {}
     # Every kernel with every option, mesh and lengths; not every combination of these three.
     for i, (shape, lengths) in enumerate(itertools.product(SHAPES, LENGTHS)):
-        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
         n, m, heads, kv_heads = lengths
         inputs = draw(n, m, heads=heads, kv_heads=kv_heads)
         for name, options in list(cases(heads, n, m))[i % 2 :: 2]:
@@ -60,9 +63,26 @@ def main():
                     for a, b in zip(ours, theirs, strict=True)
                 )
                 errors[f"{kernel} over {shape}, {n} queries, {name}"] = worst
+    # The TPU's program, interpreted: each device computes its clips, and its heads if tensor
+    # divides them.
+    mesh = jax.make_mesh((2, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+    def attend(q, k, v):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return on_each_device(partial(by_splash, interpret=True), q, k, v)
+
+    for heads, kv_heads in ((4, 2), (3, 1)):
+        inputs = draw(9, 20, sets=(4, 2), heads=heads, kv_heads=kv_heads)
+        theirs = value_and_grads(dense, *inputs)
+        with jax.set_mesh(mesh):
+            ours = value_and_grads(attend, *inputs)
+        errors[f"splash of {heads} heads"] = max(
+            float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
+            for a, b in zip(ours, theirs, strict=True)
+        )
     # Several blocks of rows and columns a device, both padded; some queries see nothing; and a
     # bias that would overflow where padding is not left out.
-    mesh = jax.make_mesh((2, 1, 4), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 1, 1, 4), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     mask = np.random.default_rng(0).random((44, 52)) < 0.5
     mask[[3, 20]] = False
     options = {"bias": draw(52, 1)[0][0, :, 0, 0] + 100, "mask": jnp.asarray(mask)}
@@ -75,7 +95,7 @@ def main():
             float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
             for a, b in zip(ours, theirs, strict=True)
         )
-    mesh = jax.make_mesh((1, 1, 8), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((1, 1, 1, 8), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     exact = draw(64, 64, heads=8)
     rounded = {"dense": bfloat16_errors(dense, exact)}
     for kernel in ("ring", "ulysses"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,25 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vivit.attention.chunks import heads_first, heads_last
+from vivit.attention.devices import axis_size, on_each_device, platform
 from vivit.attention.dropout import WeightDropout
 from vivit.attention.kernels import Bias, Keys, Mask, Mixed, Queries, Values, kernel
 from vivit.attention.requirements import KernelRequirements
+from vivit.mesh import SEQUENCE
 
-LANES = 128  # splash attention's blocks and channels come in multiples of a TPU's lanes
+LANES = 128  # splash attention's blocks are multiples of a TPU's lanes
+SUBLANES = 16  # and channels, on the sublanes, are multiples of what a bfloat16 tile has of these
 
 
 def unsupported_reason(requirements: KernelRequirements) -> str:
-    """Returns why this process's platform cannot meet the requirements, or "" where it can."""
-    platform = jax.default_backend()
+    """Returns why the mesh's platform cannot meet the requirements, or "" where it can."""
     if (requirements.value_channels or 0) > requirements.channels:
         return f"it takes no values of more channels than the keys' {requirements.channels}"
-    if platform == "gpu":
-        return _unsupported_by_cudnn(requirements)
-    if platform == "tpu":
-        return _unsupported_by_splash(requirements)
-    return f"it needs an NVIDIA GPU with cuDNN or a TPU, and this process runs on {platform}"
+    if axis_size(SEQUENCE) > 1:
+        return f'parallel.{SEQUENCE} splits tokens over devices, which "ring" and "ulysses" take'
+    if platform() not in PLATFORM_KERNELS:
+        return f"it needs an NVIDIA GPU with cuDNN or a TPU, and this is for {platform()}"
+    return PLATFORM_KERNELS[platform()].unsupported(requirements)
 
 
 @kernel("fused", unsupported=unsupported_reason, auto_order=0)
@@ -41,16 +43,16 @@ def fused(
     dropout: WeightDropout | None = None,
 ) -> Mixed:
     """Returns what the platform's own kernel gives: cuDNN's on NVIDIA GPUs, Pallas splash attention
-    on TPUs. Raises ValueError where it cannot run."""
+    on TPUs. On a mesh each device computes its clips, and its heads if the axis `tensor` divides
+    them. Raises ValueError where it cannot run."""
     requirements = KernelRequirements.of_call(
         q, v, bias=bias, mask=mask, soft_cap=soft_cap, dropout=dropout
     )
     reason = unsupported_reason(requirements)
     if reason:
         raise ValueError(f'kernel "fused" can\'t run: {reason}; use kernel="auto" or "chunked"')
-    if jax.default_backend() == "gpu":
-        return by_cudnn(q, k, v, implementation="cudnn")
-    return by_splash(q, k, v, soft_cap=soft_cap)
+    options = {} if soft_cap is None else {"soft_cap": soft_cap}
+    return on_each_device(partial(PLATFORM_KERNELS[platform()].attend, **options), q, k, v)
 
 
 def _unsupported_by_cudnn(requirements: KernelRequirements) -> str:
@@ -70,7 +72,9 @@ def _unsupported_by_cudnn(requirements: KernelRequirements) -> str:
     return "; ".join(problems)
 
 
-def by_cudnn(q: Queries, k: Keys, v: Values, *, implementation: Literal["cudnn", "xla"]) -> Mixed:
+def by_cudnn(
+    q: Queries, k: Keys, v: Values, *, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> Mixed:
     """Returns attention by `jax.nn.dot_product_attention`.
 
     implementation: "cudnn", or "xla" to check this function on any machine.
@@ -102,7 +106,7 @@ def by_splash(
     m, g = k.shape[-3:-1]
     values = v.shape[-1]
     q = q * q.shape[-1] ** -0.5  # splash doesn't scale
-    q, k, v = (_pad_to_lanes(heads_first(x)) for x in (q, k, v))  # [z, h, n, k]
+    q, k, v = (_pad_to_tiles(heads_first(x)) for x in (q, k, v))  # [z, h, n, k]
     if h > g:  # grouped: splash's keys have as many heads as its queries
         k, v = (jnp.repeat(x, h // g, axis=1) for x in (k, v))
     real = [np.arange(x.shape[2]) < length for x, length in ((q, n), (k, m))]
@@ -121,7 +125,13 @@ def _splash(
 
     mask = splash_attention.MultiHeadMask([splash_attention.FullMask((n, m))] * heads)
     rows, columns = _block(n), _block(m)
+    # Tokens on the lanes: channels there would be padded from 64 to 128, which costs 10 % more
+    # memory in B and 15 % in L (docs/devices.md).
+    layout = splash_attention.QKVLayout.SEQ_MINOR
     sizes = splash_attention.BlockSizes(
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
         block_q=rows,
         block_kv=columns,
         block_kv_compute=columns,
@@ -146,7 +156,21 @@ def _block(length: int) -> int:
     return max(b for b in (LANES, 2 * LANES, 4 * LANES) if length % b == 0)
 
 
-def _pad_to_lanes(x: Float[Array, "z h n k"]) -> Float[Array, "z h padded_n padded_k"]:
-    """Returns tokens and channels padded with zeros to multiples of the lanes."""
-    more = [(0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, -x.shape[3] % LANES)]
+def _pad_to_tiles(x: Float[Array, "z h n k"]) -> Float[Array, "z h padded_n padded_k"]:
+    """Returns tokens padded with zeros to a multiple of the lanes, and channels of the sublanes."""
+    more = [(0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, -x.shape[3] % SUBLANES)]
     return jnp.pad(x, more)
+
+
+class PlatformKernel(NamedTuple):
+    """A platform's own attention. attend: (q, k, v, soft_cap=) -> the result for each query.
+    unsupported: requirements -> why it cannot meet them, or "" where it can."""
+
+    attend: Callable[..., Mixed]
+    unsupported: Callable[[KernelRequirements], str]
+
+
+PLATFORM_KERNELS = {
+    "gpu": PlatformKernel(by_cudnn, _unsupported_by_cudnn),
+    "tpu": PlatformKernel(by_splash, _unsupported_by_splash),
+}

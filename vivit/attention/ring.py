@@ -1,12 +1,11 @@
 """Exact attention over tokens that are split over devices, on the mesh axis `SEQUENCE`.
 
-Every device holds n / P queries and m / P keys of each set. Other mesh axes split the first set
-axis, the clips. In shapes within one device r and m are its rows and keys; `all` is the number of
-keys of all devices.
+Every device holds n / P queries and m / P keys of each set. CLIP_AXES split the first set axis, the
+clips, and TENSOR the heads if it divides them. In shapes within one device r and m are its rows and
+keys; `all` is the number of keys of all devices.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -39,8 +38,9 @@ from vivit.attention.chunks import (
     pad,
     unfold,
 )
+from vivit.attention.devices import axis_size, check_clips, head_axis, token_spec
 from vivit.attention.kernels import Bias, Keys, Mask, Mixed, Queries, Values, kernel
-from vivit.mesh import SEQUENCE
+from vivit.mesh import CLIP_AXES, SEQUENCE, TENSOR
 
 RingBias: TypeAlias = Float[Array, "#z #g #r all"]
 RingMask: TypeAlias = Bool[Array, "#z #g #r all"]
@@ -78,7 +78,9 @@ def ring(
             None if x is None else fold_pairs(x, q, g=g, m=m * size) for x in (bias, mask)
         )
         inputs = fold_queries(q, g), heads_first(k), heads_first(v), bias, mask
-        blocks = make_blocks(*inputs[:2], chunk=chunk, soft_cap=soft_cap, dtype=np.dtype("float32"))
+        blocks = make_blocks(
+            *inputs[:2], chunk=chunk, soft_cap=soft_cap, dtype=np.dtype(jnp.float32)
+        )
         mixed: FoldedMixed = _ring(inputs, blocks, size)  # custom_vjp has no return type
         return unfold(mixed.astype(v.dtype), q)
 
@@ -102,11 +104,13 @@ def ulysses(
     lengths and the heads of queries and of keys.
     """
     size = _ring_size("ulysses", q, k)
+    on_device_heads = axis_size(TENSOR) if head_axis(q.shape[-2], k.shape[-2]) else 1
     for name, heads in (("heads", q.shape[-2]), ("kv_heads", k.shape[-2])):
-        if heads % size:
+        if heads // on_device_heads % size:
+            by_tensor = f" x {TENSOR}={on_device_heads}" if on_device_heads > 1 else ""
             raise ValueError(
-                f'kernel "ulysses" splits {name}={heads} over parallel.{SEQUENCE}={size} devices, '
-                'which does not divide; use kernel="ring"'
+                f'kernel "ulysses" splits {name}={heads} over parallel.{SEQUENCE}={size}'
+                f'{by_tensor} devices, which does not divide; use kernel="ring"'
             )
     move = partial(jax.lax.all_to_all, axis_name=SEQUENCE, tiled=True)
 
@@ -121,8 +125,7 @@ def ulysses(
 
 def _ring_size(name: str, q: Queries, k: Keys) -> int:
     """Returns the number of devices along SEQUENCE. Raises ValueError where `name` cannot run."""
-    mesh = jax.sharding.get_abstract_mesh()
-    size = dict(mesh.shape).get(SEQUENCE, 1)
+    size = axis_size(SEQUENCE)
     if size == 1:
         raise ValueError(
             f'kernel "{name}" splits tokens over devices and there is no mesh axis to split them '
@@ -135,35 +138,21 @@ def _ring_size(name: str, q: Queries, k: Keys) -> int:
                 "devices, which does not divide; choose a clip, a tubelet and a readout (a class "
                 "token is one token more) so that it does"
             )
-    clips = math.prod(mesh.shape[axis] for axis in _clip_axes())
-    if q.ndim > 3 and q.shape[0] % clips:
-        raise ValueError(f"a batch of {q.shape[0]} clips is not a multiple of {clips} devices")
+    check_clips(q)
     return size
 
 
-def _clip_axes() -> tuple[str, ...]:
-    """Returns the mesh axes that split clips: all but SEQUENCE."""
-    names = jax.sharding.get_abstract_mesh().axis_names
-    return tuple(name for name in names if name != SEQUENCE)
+def _pair_spec(x: Shaped[Array, "..."], *, split: Mapping[int, Any], ndim: int) -> PartitionSpec:
+    """Returns the spec of a bias or a mask, unless it broadcasts along an axis.
 
-
-def _token_spec(x: Shaped[Array, "*sets n h k"]) -> PartitionSpec:
-    """Returns the spec of queries, keys or values: split along their tokens."""
+    split: the mesh axes of its last dimensions -3 (heads) and -2 (queries). ndim: of the queries.
+    """
     axes: list[Any] = [None] * x.ndim
-    axes[-3] = SEQUENCE
-    if x.ndim > 3:
-        axes[0] = _clip_axes()
-    return PartitionSpec(*axes)
-
-
-def _pair_spec(x: Shaped[Array, "..."], *, axis: int, ndim: int) -> PartitionSpec:
-    """Returns the spec of a bias or a mask: split along `axis` (heads or queries), unless it
-    broadcasts there. ndim: of the queries."""
-    axes: list[Any] = [None] * x.ndim
-    if x.ndim >= -axis and x.shape[axis] > 1:
-        axes[axis] = SEQUENCE
+    for axis, names in split.items():
+        if x.ndim >= -axis and x.shape[axis] > 1:
+            axes[axis] = names
     if x.ndim == ndim > 3 and x.shape[0] > 1:
-        axes[0] = _clip_axes()
+        axes[0] = CLIP_AXES
     return PartitionSpec(*axes)
 
 
@@ -179,15 +168,20 @@ def _shard_map(
 ) -> Mixed:
     """Returns function(q, k, v, bias, mask), each device computing it on its part of the arrays.
 
-    pairs_axis: the axis along which bias and mask are split.
+    pairs_axis: the axis along which SEQUENCE splits bias and mask: -3, heads, or -2, queries.
     """
-    pairs = partial(_pair_spec, axis=pairs_axis, ndim=q.ndim)
+    heads = head_axis(q.shape[-2], k.shape[-2])
+    split = {-3: heads, pairs_axis: SEQUENCE}
+    if heads and pairs_axis == -3:
+        split = {-3: (heads, SEQUENCE)}  # TENSOR splits heads first, then all_to_all does
+    pairs = partial(_pair_spec, split=split, ndim=q.ndim)
     extra = tuple(None if x is None else pairs(x) for x in (bias, mask))
+    spec = partial(token_spec, heads=heads, tokens=SEQUENCE)
     return jax.shard_map(
         function,
         mesh=jax.sharding.get_abstract_mesh(),
-        in_specs=(*(_token_spec(x) for x in (q, k, v)), *extra),
-        out_specs=_token_spec(q),
+        in_specs=(*map(spec, (q, k, v)), *extra),
+        out_specs=spec(q),
         check_vma=False,
     )(q, k, v, bias, mask)
 
