@@ -33,6 +33,8 @@ FLOORS = {
     "vivit.objective": 1,
     "vivit.optim": 1,
     "vivit.checkpoint": 2,
+    "vivit.chips": 2,
+    "vivit.collectives": 2,
     "vivit.cost": 2,
     "vivit.parallel": 2,
     "vivit.pretrained": 2,
@@ -45,10 +47,12 @@ FLOORS = {
     "vivit.run": 3,
     "vivit.train": 3,
     "vivit.analysis": 4,
+    "vivit.compile": 4,
     "vivit.describe": 4,
+    "vivit.targets": 4,
 }
 FLAX = ("vivit.model", "vivit.pretrained")  # pretrained reads Flax's msgpack and flattens trees
-MESH_AXES = ("data", "fsdp", "sequence")
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 def files(*folders):

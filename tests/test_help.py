@@ -15,6 +15,7 @@ COMMANDS = (
     "benchmarks.suites",
     "vivit.analysis.film",
     "vivit.analysis.report",
+    "vivit.compile",
     "vivit.dataprep.__main__",
     "vivit.describe",
     "vivit.evaluate",

@@ -245,6 +245,17 @@ def test_a_config_is_the_same_after_json(tmp_path, tiny_config):
     claim_workdir(tmp_path / "run", again)  # is not refused
 
 
+def test_a_run_resumes_on_another_mesh(tmp_path, tiny_config, caplog):
+    claim_workdir(tmp_path / "run", tiny_config())
+    other = tiny_config("--config.parallel.fsdp=2", "--config.parallel.tensor=4")
+    with caplog.at_level("INFO", logger="vivit.config"):
+        claim_workdir(tmp_path / "run", other)
+    assert "other devices: parallel.fsdp: 1 -> 2; parallel.tensor: 1 -> 4" in caplog.text
+    assert read_workdir(tmp_path / "run").parallel == other.parallel
+    with pytest.raises(ValueError, match="parallel.fsdp: 2 -> 1.*\n.*parallel.*\n.*seed: 0 -> 1"):
+        claim_workdir(tmp_path / "run", tiny_config("--config.seed=1"))
+
+
 def test_a_checkpoint_of_another_model_lists_what_differs(tiny_run, tiny_config):
     config = tiny_config("--config.model.width=8", "--config.model.depth=2")
     optimizer, _ = make_optimizer(config.optim, steps=6)

@@ -199,13 +199,19 @@ def _files_of(module: ModuleType) -> dict[str, Path]:
 def claim_workdir(workdir: str | Path, config: Config) -> Path:
     """Returns the run's folder, with its config.json.
 
+    A run may resume on other devices: config.json gets the new `parallel`, and the log says so.
     Raises ValueError if the folder belongs to another config, or holds files and no run.
     """
     folder = Path(workdir)
     path = folder / "config.json"
     if path.exists():
-        changes = differences(as_json(read_workdir(folder)), as_json(config))
-        if changes:
+        recorded = read_workdir(folder)
+        changes = differences(as_json(recorded), as_json(config))
+        if all(line.startswith("parallel.") for line in changes):
+            if changes:
+                log.info("resuming on other devices: %s", "; ".join(changes))
+                write_json(path, as_json(config), indent=2)
+        else:
             lines = "\n".join(f"  {line}" for line in changes)
             raise ValueError(
                 f"{workdir} holds a run with another config (recorded -> given):\n{lines}\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from vivit.model import ViViT
@@ -53,6 +54,17 @@ def abstract_params(model: ViViT) -> Any:
     """Returns the shapes and dtypes of the parameters of a model."""
     clips = jnp.zeros((1, *model.config.clip, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), clips))["params"]
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes that arrays of these shapes and shardings take on one device."""
+
+    def one(x: Any) -> int:
+        # Without a sharding an array is pmap's, whose first axis is the devices.
+        shape = x.shape[1:] if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return math.prod(shape) * np.dtype(x.dtype).itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
 
 
 def _products(jaxpr: Any) -> int:

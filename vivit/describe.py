@@ -1,26 +1,30 @@
 """python -m vivit.describe: what a model costs, before it is trained.
 
 Tokens, parameters and multiply-adds of a forward pass; with --memory the peak memory of a training
-step.
+step; with --mesh the bytes on each device.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 
 import vivit
 from vivit.attention import KERNELS
 from vivit.cli import make_parser, run_command, three_sizes
 from vivit.config import import_modules, parse
-from vivit.cost import abstract_params, count
+from vivit.cost import abstract_params, bytes_per_device, count
+from vivit.mesh import MESH_AXES
 from vivit.model import ViViT
 from vivit.model.settings import FAMILIES, SIZES, ModelSettings
 from vivit.model.stage import REMAT
 from vivit.optim import make_optimizer
+from vivit.parallel import shard_by_rules, with_shardings
 from vivit.settings import Config, OptimSettings, TrainSettings
 from vivit.step import make_init, make_train_step
 
@@ -73,6 +77,28 @@ def train_step(
     return init, step, shapes
 
 
+def bytes_on_mesh(config: Config, model: ViViT) -> dict[str, int]:
+    """Returns the bytes of parameters and optimiser state on each device of the config's mesh,
+    which need not be present, and the devices.
+
+    Raises ValueError for rules that do not fit, and axes that do not divide.
+    """
+    sizes = {axis: getattr(config.parallel, axis) for axis in MESH_AXES}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"the mesh {sizes} needs sizes of 1 or more")
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=types)
+    update, _ = make_optimizer(config.optim, steps=config.train.steps)
+    init = make_init(model, update, average_decay=config.train.average_decay)
+    shapes = jax.eval_shape(init, config.seed)
+    state = with_shardings(shapes, shard_by_rules(shapes, mesh, config.parallel.rules))
+    return {
+        "devices": math.prod(sizes.values()),
+        "parameters_bytes": bytes_per_device(state.params),
+        "optimiser_bytes": bytes_per_device((state.opt_state, state.averaged)),
+    }
+
+
 def xla_multiply_adds(model: ViViT) -> int:
     """Returns half of XLA's count of a clip's forward pass, with layers unrolled, as XLA counts the
     body of a scan once."""
@@ -95,6 +121,14 @@ def table(counts: dict[str, int], *, title: str) -> str:
         batch = f"training step, batch {counts['batch']}"
         rows.append((f"peak memory, {batch}", f"{units(counts['peak_bytes'])}B"))
         rows.append(("  of it temporary", f"{units(counts['temporary_bytes'])}B"))
+    if "devices" in counts:
+        rows.append(
+            (
+                f"parameters on each of {counts['devices']} devices",
+                f"{units(counts['parameters_bytes'])}B",
+            )
+        )
+        rows.append(("optimiser state on each", f"{units(counts['optimiser_bytes'])}B"))
     return "\n".join([title, *(f"  {name:38} {value:>12}" for name, value in rows)])
 
 
@@ -107,12 +141,26 @@ def units(value: int | float) -> str:
     return f"{value:g} "
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """Returns the fields of ParallelSettings that "data=8,fsdp=2" stands for.
+
+    Raises ValueError for unknown axes.
+    """
+    parts = [part.partition("=") for part in text.split(",") if part]
+    sizes = {axis: size for axis, _, size in parts}
+    wrong = [f"{k}={v}" for k, v in sizes.items() if k not in MESH_AXES or not v.isdigit()]
+    if wrong:
+        raise ValueError(f"--mesh={text}: {', '.join(wrong)}; axes are {', '.join(MESH_AXES)}")
+    return {axis: int(n) for axis, n in sizes.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(
         "vivit.describe",
         __doc__,
         "python -m vivit.describe --family=joint --size=B/16x2 --clip=32x224x224 --classes=400",
         "python -m vivit.describe --config=configs/moving_digits.py --memory --batch=64",
+        "python -m vivit.describe --family=joint --size=L/16x2 --mesh=data=4,fsdp=8",
     )
     known = ", ".join(FAMILIES)
     parser.add_argument("--family", help=f"{known}, or a pattern (default: {MODEL.family})")
@@ -134,6 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=int, metavar="N", default=1, help="clips in that step (default: 1)"
     )
+    parser.add_argument(
+        "--mesh", default="", help="data=8,fsdp=2: bytes on each device of such a mesh"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse(parser, argv)
     given = {name: getattr(arguments, name) for name in FLAGS}
@@ -147,6 +198,10 @@ def main(argv: list[str] | None = None) -> None:
     import_modules(config.imports)
     model = vivit.build(config.model)
     counts = describe(model, batch=arguments.batch, optim=config.optim, memory=arguments.memory)
+    if arguments.mesh:
+        mesh = {**dict.fromkeys(MESH_AXES, 1), **parse_mesh(arguments.mesh)}
+        on_mesh = replace(config, parallel=replace(config.parallel, **mesh))
+        counts |= bytes_on_mesh(on_mesh, model)
     if arguments.json:
         print(json.dumps(counts, indent=1))
     else:

@@ -152,10 +152,10 @@ class JitParallel(Parallel):
 
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
         shapes = jax.eval_shape(make, seed)
-        return _with_shardings(shapes, shard_by_rules(shapes, self.mesh, self.rules))
+        return with_shardings(shapes, shard_by_rules(shapes, self.mesh, self.rules))
 
     def abstract_batch(self, shapes: Any) -> Any:
-        return _with_shardings(shapes, jax.tree.map(lambda x: self._of_batch(x.shape), shapes))
+        return with_shardings(shapes, jax.tree.map(lambda x: self._of_batch(x.shape), shapes))
 
     def put(self, batch: Any) -> Any:
         def put_one(x: np.ndarray) -> jax.Array:
@@ -236,7 +236,7 @@ class PmapParallel(Parallel):
     def abstract(self, make: Callable[..., Any], seed: int) -> Any:
         shapes = jax.eval_shape(make, seed)
         replicated = NamedSharding(self.mesh, PartitionSpec())
-        return _with_shardings(shapes, jax.tree.map(lambda _: replicated, shapes))
+        return with_shardings(shapes, jax.tree.map(lambda _: replicated, shapes))
 
     def abstract_batch(self, shapes: Any) -> Any:
         split = lambda shape: (self.devices, shape[0] // self.devices, *shape[1:])
@@ -257,7 +257,8 @@ class PmapParallel(Parallel):
         return jax.pmap(with_axis, "devices", in_axes=(None, 0), out_axes=None, devices=devices)  # pyright: ignore[reportArgumentType]
 
 
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Returns the shapes and dtypes of arrays with their shardings."""
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
     )
@@ -293,5 +294,7 @@ def shard_by_rules(shapes: Any, mesh: Mesh | AbstractMesh, rules: tuple[Rule, ..
     shardings = jax.tree_util.tree_map_with_path(shard, shapes)
     problems += [f"no array has the path of the rule {regex!r}" for regex in sorted(unused)]
     if problems:
-        raise ValueError("parallel.rules do not fit these arrays:\n  " + "\n  ".join(problems))
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        listed = "\n  ".join(problems[:10])
+        raise ValueError(f"parallel.rules do not fit these arrays:\n  {listed}{more}")
     return shardings

@@ -248,7 +248,7 @@ def test_cudnn_is_no_worse_than_dense_in_bfloat16():
 
 def test_fused_says_what_is_missing(monkeypatch):
     q, k, v, _ = draw(4, 4)
-    with pytest.raises(ValueError, match='"fused".* needs an NVIDIA GPU .* or a TPU, .* on cpu'):
+    with pytest.raises(ValueError, match='"fused".* needs an NVIDIA GPU .* or a TPU, .* for cpu'):
         KERNELS["fused"](q, k, v)
     why = lambda **needed: KERNELS["fused"].unsupported_reason(
         KernelRequirements(**{"channels": 64, **needed})

@@ -1,0 +1,291 @@
+"""python -m vivit.compile --config=FILE --target=v5e:4x4: compiles a config for devices elsewhere.
+
+The training and the evaluation step are compiled as training would, with its mesh and sharding
+rules, for TPUs or GPUs that this machine does not have. The table says whether they fit, what they
+send between chips, and bounds of the time of a step: no step can be faster.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import vivit
+from vivit.chips import CHIPS
+from vivit.cli import make_parser, run_command, show_log
+from vivit.collectives import sent_by_kind
+from vivit.config import import_modules, parse
+from vivit.cost import bytes_per_device, count
+from vivit.data.augment import make_augmentation
+from vivit.data.split import Split
+from vivit.data.video import VideoReader
+from vivit.data.views import make_views
+from vivit.describe import parse_mesh, units
+from vivit.optim import make_optimizer
+from vivit.parallel import Parallel, make_parallel
+from vivit.run import check_batch_size
+from vivit.settings import Config
+from vivit.step import make_eval_step, make_init, make_train_step
+from vivit.targets import Target, make_target, quiet
+
+# Without a GPU to measure on, XLA chooses tiles of Triton's products that it cannot compile for
+# some lengths; with one, it would choose cuBLAS for them.
+COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+FLOPS_PER_MULTIPLY_ADD = 6  # of a training step: two forward, and twice as many backward
+
+
+class NoClips:
+    """The clips of a split of which only sizes and classes are known."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def open(self, i: int) -> VideoReader:
+        raise IndexError(i)
+
+    def label(self, i: int, label: str) -> int:
+        raise IndexError(i)
+
+    def name(self, i: int) -> str:
+        raise IndexError(i)
+
+    def id(self, i: int) -> str:
+        raise IndexError(i)
+
+
+def compile_for(
+    config: Config, target: Target, *, batch_size: int, frame: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Returns what compiling the steps of a config for a target finds out.
+
+    frame: height and width of the frames that are read, if they are not the model's.
+    "train" and "evaluate" have bytes per chip, or the reason in "error" where a step needs more
+    memory than a chip has; "bounds" are seconds, and the largest share of the peak (MFU).
+    Raises ValueError for what training refuses, in its words.
+    """
+    import_modules(config.imports)
+    parallel = make_parallel(config.parallel, target.devices)
+    check_batch_size(batch_size, parallel.devices, accumulate=config.train.accumulate)
+    with parallel.ambient():
+        model = vivit.build(config.model)
+    counts, chip = count(model), target.chip
+    train, evaluate = _steps(config, model, parallel, batch_size, frame)
+    trained = _measure(train, chip.memory)
+    flops = FLOPS_PER_MULTIPLY_ADD * counts["multiply_adds"] * batch_size
+    peak = chip.flops[config.model.dtype] * len(target.devices)
+    return {
+        "target": target.name,
+        "devices": len(target.devices),
+        "chip_bytes": chip.memory,
+        "mesh": str(parallel),
+        "batch": batch_size,
+        **counts,
+        "flops_per_step": flops,
+        "train": trained,
+        "evaluate": _measure(evaluate, chip.memory),
+        "bounds": _bounds(trained, compute=flops / peak, target=target),
+    }
+
+
+class StepToCompile(NamedTuple):
+    """A step, and the shapes and shardings of its arguments by what they are."""
+
+    compile: Callable[[], Any]
+    arguments: dict[str, Any]
+
+
+def _steps(
+    config: Config,
+    model: vivit.ViViT,
+    parallel: Parallel,
+    batch_size: int,
+    frame: tuple[int, int] | None,
+) -> tuple[StepToCompile, StepToCompile]:
+    """Returns the training and the evaluation step, as training would make them."""
+    frames, height, width = model.config.clip
+    size = height, width
+    frame = frame or config.data.canvas or size
+    names = tuple(map(str, range(model.config.classes)))
+    split = Split(NoClips(), "", names, tuple(range(len(names))), frame, min(frame), "", "", "", "")
+    augment = make_augmentation(config.augment, split, size, canvas=config.data.canvas)
+    predict_views = make_views(config.data.views, split, size)
+    optimizer, _ = make_optimizer(config.optim, steps=config.train.steps)
+    make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
+    state = parallel.abstract(make_state, config.seed)
+    canvas = config.data.canvas or frame
+    train = parallel.train(make_train_step(model, optimizer, config.train, augment=augment), state)
+    batch = parallel.abstract_batch(_batch_shapes(batch_size, (frames, *canvas)))
+    evaluate = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
+    views = (config.data.views.temporal, frames, *frame)
+    of_views = parallel.abstract_batch(_batch_shapes(batch_size, views))
+    options = COMPILER_OPTIONS.get(parallel.mesh.devices.flat[0].platform)
+    parameters = {"parameters": state.params, "batch": of_views}
+    whole = {
+        "parameters": state.params,
+        "optimiser": (state.opt_state, state.averaged),
+        "batch": batch,
+    }
+    return (
+        StepToCompile(lambda: train.lower(state, batch).compile(options), whole),
+        StepToCompile(
+            lambda: evaluate.lower(state.eval_params, of_views).compile(options), parameters
+        ),
+    )
+
+
+def _batch_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        "clips": jax.ShapeDtypeStruct((size, *clip, 3), jnp.uint8),
+        "extents": jax.ShapeDtypeStruct((size, 2), jnp.int32),
+        "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((size,), jnp.float32),
+        "indices": jax.ShapeDtypeStruct((size,), jnp.uint32),
+    }
+
+
+def _measure(step: StepToCompile, memory: int) -> dict[str, Any]:
+    """Returns bytes per chip and the collectives of a step, or why it does not compile."""
+    found: dict[str, Any] = {
+        f"{name}_bytes": bytes_per_device(tree) for name, tree in step.arguments.items()
+    }
+    try:
+        with quiet():
+            compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if "Used " in line), lines[0])
+        return {**found, "fits": False, "error": reason}
+    analysis: Any = compiled.memory_analysis()
+    arguments_bytes = analysis.argument_size_in_bytes
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    code = analysis.generated_code_size_in_bytes
+    peak = arguments_bytes + new + analysis.temp_size_in_bytes + code
+    return {
+        **found,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "peak_bytes": peak,
+        "moved_bytes": arguments_bytes + analysis.output_size_in_bytes,
+        "fits": peak <= memory,
+        "collectives": sent_by_kind(compiled.as_text()),
+    }
+
+
+def _bounds(trained: dict[str, Any], *, compute: float, target: Target) -> dict[str, float]:
+    """Returns lower bounds of a step's seconds, and the upper bound of MFU that they leave.
+
+    memory: arguments and results pass through memory once, and temporaries twice.
+    """
+    if "peak_bytes" not in trained:
+        return {"compute_seconds": compute}
+    sent = sum(kind["bytes"] for kind in trained["collectives"].values())
+    moved = trained["moved_bytes"] + 2 * trained["temporary_bytes"]
+    seconds = {
+        "compute_seconds": compute,
+        "memory_seconds": moved / target.chip.bandwidth,
+        "interconnect_seconds": sent / target.chip.interconnect,
+    }
+    slowest = max(seconds.values())
+    return {**seconds, "step_seconds": slowest, "mfu": compute / slowest}
+
+
+def largest_batch(fits: Callable[[int], bool], unit: int) -> int:
+    """Returns the largest multiple of `unit` that fits, by bisection; 0 if none does.
+
+    fits: batch size -> whether its step fits; if one does, smaller ones do.
+    """
+    low, high = 0, 1
+    while fits(high * unit):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * unit) else (low, middle)
+    return low * unit
+
+
+def table(found: dict[str, Any]) -> str:
+    """Returns what `compile_for` found, as lines of text."""
+    lines = [
+        f"{found['devices']} devices of {found['target']}, {found['mesh']}; batch {found['batch']}"
+    ]
+    add = lambda name, value: lines.append(f"  {name:44} {value:>14}")
+    add("parameters", units(found["parameters"]))
+    add("multiply-adds per clip, forward", units(found["multiply_adds"]))
+    for name, title in (("train", "training step"), ("evaluate", "evaluation step")):
+        step = found[name]
+        lines.append(f"{title}, bytes per chip of {units(found['chip_bytes'])}B")
+        if "error" in step:
+            lines.append(f"  does not compile: {step['error']}")
+        for key in ("parameters", "optimiser", "batch", "temporary", "peak"):
+            if f"{key}_bytes" in step:
+                add(key, f"{units(step[f'{key}_bytes'])}B")
+        if "error" not in step:
+            add("fits", "yes" if step["fits"] else "no")
+        for kind, sent in step.get("collectives", {}).items():
+            add(f"{int(sent['count'])} x {kind}, sent", f"{units(sent['bytes'])}B")
+    lines.append("a training step cannot be faster than (bounds, not predictions)")
+    for key, value in found["bounds"].items():
+        if key != "mfu":
+            add(key.removesuffix("_seconds"), f"{1000 * value:.3g} ms")
+    if "mfu" in found["bounds"]:
+        add("MFU at most", f"{found['bounds']['mfu']:.1%}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(
+        "vivit.compile",
+        __doc__,
+        "python -m vivit.compile --config=configs/moving_digits.py --target=v5e:2x2",
+        "python -m vivit.compile --config=configs/moving_digits.py --target=h100:8 --mesh=fsdp=8 "
+        "--largest-batch",
+    )
+    parser.add_argument(
+        "--target",
+        required=True,
+        help=f"a chip and how many, of {', '.join(CHIPS)}: v5e:4x4, v5p:2x2x4, h100:8",
+    )
+    parser.add_argument("--mesh", default="", help="data=8,fsdp=2 instead of the config's mesh")
+    parser.add_argument("--batch", type=int, metavar="N", help="instead of data.batch_size")
+    parser.add_argument(
+        "--frame", metavar="HxW", help="of the videos that are read (default: the model's)"
+    )
+    parser.add_argument(
+        "--largest-batch", action="store_true", help="find the largest batch that fits"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    show_log()
+    arguments, config = parse(parser, argv)
+    if config is None:
+        parser.error("--config=FILE is needed, such as configs/moving_digits.py")
+    frame = None
+    if arguments.frame:
+        height, _, width = arguments.frame.partition("x")
+        if not (height.isdigit() and width.isdigit()):
+            parser.error(f"--frame={arguments.frame} is not like 256x340: height and width")
+        frame = int(height), int(width)
+    jax.config.update("jax_platforms", "cpu")  # this machine's devices are not needed
+    target = make_target(arguments.target)
+    if arguments.mesh:
+        config = replace(config, parallel=replace(config.parallel, **parse_mesh(arguments.mesh)))
+    batch = arguments.batch or config.data.batch_size
+    if arguments.largest_batch:
+        unit = make_parallel(config.parallel, target.devices).devices * config.train.accumulate
+
+        def fits(size: int) -> bool:
+            found = compile_for(config, target, batch_size=size, frame=frame)["train"]["fits"]
+            print(f"batch {size}: {'fits' if found else 'does not fit'}", file=sys.stderr)
+            return found
+
+        batch = largest_batch(fits, unit)
+        if not batch:
+            raise ValueError(f"not even a batch of {unit} fits {target.name}")
+    found = compile_for(config, target, batch_size=batch, frame=frame)
+    print(json.dumps(found, indent=1) if arguments.json else table(found))
+
+
+if __name__ == "__main__":
+    run_command(main)
