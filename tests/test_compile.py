@@ -65,7 +65,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_of_a_program_in_the_words_of_all_compilers():
-    """Loops count as often as they run, a start and its end once, and a channel is no name."""
+    """The body of a loop counts once per iteration, an asynchronous collective once, and several
+    collectives may share a channel."""
     assert sent_by_kind(HLO) == {
         "collective-permute": {"count": 3, "bytes": 3 * 32},
         "all-reduce": {"count": 3 + 1, "bytes": 3 * 1.5 * 32 + 1.5 * 64},
@@ -197,7 +198,6 @@ def test_a_model_is_built_for_the_devices_of_the_mesh():
     """A kernel of TPUs is refused here, and taken for a mesh of TPUs; "auto" chooses it there."""
     from jax.sharding import AbstractMesh, AxisType
 
-    import vivit
     from vivit.attention.devices import platform
     from vivit.attention.kernels import KernelRequirements, first_suitable
     from vivit.mesh import MESH_AXES

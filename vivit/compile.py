@@ -8,7 +8,8 @@ send between chips, and bounds of the time of a step: no step can be faster.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from vivit.data.augment import make_augmentation
 from vivit.data.split import Split
 from vivit.data.video import VideoReader
 from vivit.data.views import make_views
-from vivit.describe import parse_mesh, units
+from vivit.describe import batch_shapes, parse_mesh, units
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.run import check_batch_size
@@ -57,40 +58,6 @@ class NoClips:
         raise IndexError(i)
 
 
-def compile_for(
-    config: Config, target: Target, *, batch_size: int, frame: tuple[int, int] | None = None
-) -> dict[str, Any]:
-    """Returns what compiling the steps of a config for a target finds out.
-
-    frame: height and width of the frames that are read, if they are not the model's.
-    "train" and "evaluate" have bytes per chip, or the reason in "error" where a step needs more
-    memory than a chip has; "bounds" are seconds, and the largest share of the peak (MFU).
-    Raises ValueError for what training refuses, in its words.
-    """
-    import_modules(config.imports)
-    parallel = make_parallel(config.parallel, target.devices)
-    check_batch_size(batch_size, parallel.devices, accumulate=config.train.accumulate)
-    with parallel.ambient():
-        model = vivit.build(config.model)
-    counts, chip = count(model), target.chip
-    train, evaluate = _steps(config, model, parallel, batch_size, frame)
-    trained = _measure(train, chip.memory)
-    flops = FLOPS_PER_MULTIPLY_ADD * counts["multiply_adds"] * batch_size
-    peak = chip.flops[config.model.dtype] * len(target.devices)
-    return {
-        "target": target.name,
-        "devices": len(target.devices),
-        "chip_bytes": chip.memory,
-        "mesh": str(parallel),
-        "batch": batch_size,
-        **counts,
-        "flops_per_step": flops,
-        "train": trained,
-        "evaluate": _measure(evaluate, chip.memory),
-        "bounds": _bounds(trained, compute=flops / peak, target=target),
-    }
-
-
 class StepToCompile(NamedTuple):
     """A step, and the shapes and shardings of its arguments by what they are."""
 
@@ -98,14 +65,36 @@ class StepToCompile(NamedTuple):
     arguments: dict[str, Any]
 
 
-def _steps(
-    config: Config,
-    model: vivit.ViViT,
-    parallel: Parallel,
-    batch_size: int,
-    frame: tuple[int, int] | None,
-) -> tuple[StepToCompile, StepToCompile]:
-    """Returns the training and the evaluation step, as training would make them."""
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a config for a target, as training would make them."""
+
+    target: Target
+    batch_size: int
+    model: vivit.ViViT
+    parallel: Parallel
+    train: StepToCompile
+    evaluate: StepToCompile
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """What compiling the training step finds out; compiled once."""
+        return _measure(self.train, self.target.chip.memory)
+
+
+def make_steps(
+    config: Config, target: Target, *, batch_size: int, frame: tuple[int, int] | None = None
+) -> Steps:
+    """Returns the steps of a config for a target; nothing is compiled yet.
+
+    frame: height and width of the frames that are read, if they are not the model's.
+    Raises ValueError for what training refuses, in its words.
+    """
+    import_modules(config.imports)
+    parallel = make_parallel(config.parallel, target.devices)
+    check_batch_size(batch_size, parallel.devices, accumulate=config.train.accumulate)
+    with parallel.ambient():
+        model = vivit.build(config.model)
     frames, height, width = model.config.clip
     size = height, width
     frame = frame or config.data.canvas or size
@@ -118,10 +107,10 @@ def _steps(
     state = parallel.abstract(make_state, config.seed)
     canvas = config.data.canvas or frame
     train = parallel.train(make_train_step(model, optimizer, config.train, augment=augment), state)
-    batch = parallel.abstract_batch(_batch_shapes(batch_size, (frames, *canvas)))
+    batch = parallel.abstract_batch(_read_shapes(batch_size, (frames, *canvas)))
     evaluate = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
     views = (config.data.views.temporal, frames, *frame)
-    of_views = parallel.abstract_batch(_batch_shapes(batch_size, views))
+    of_views = parallel.abstract_batch(_read_shapes(batch_size, views))
     options = COMPILER_OPTIONS.get(parallel.mesh.devices.flat[0].platform)
     parameters = {"parameters": state.params, "batch": of_views}
     whole = {
@@ -129,7 +118,11 @@ def _steps(
         "optimiser": (state.opt_state, state.averaged),
         "batch": batch,
     }
-    return (
+    return Steps(
+        target,
+        batch_size,
+        model,
+        parallel,
         StepToCompile(lambda: train.lower(state, batch).compile(options), whole),
         StepToCompile(
             lambda: evaluate.lower(state.eval_params, of_views).compile(options), parameters
@@ -137,13 +130,35 @@ def _steps(
     )
 
 
-def _batch_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _read_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch as it is read."""
     return {
-        "clips": jax.ShapeDtypeStruct((size, *clip, 3), jnp.uint8),
+        **batch_shapes(size, clip),
         "extents": jax.ShapeDtypeStruct((size, 2), jnp.int32),
-        "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "valid": jax.ShapeDtypeStruct((size,), jnp.float32),
         "indices": jax.ShapeDtypeStruct((size,), jnp.uint32),
+    }
+
+
+def compile_for(steps: Steps) -> dict[str, Any]:
+    """Returns what compiling the steps of a config for a target finds out.
+
+    "train" and "evaluate" have bytes per chip, or the reason in "error" where a step does not
+    compile; "bounds" are seconds, and the largest share of the peak (MFU).
+    """
+    counts, target = count(steps.model), steps.target
+    flops = FLOPS_PER_MULTIPLY_ADD * counts["multiply_adds"] * steps.batch_size
+    peak = target.chip.flops[steps.model.config.dtype] * len(target.devices)
+    return {
+        "target": target.name,
+        "devices": len(target.devices),
+        "chip_bytes": target.chip.memory,
+        "mesh": str(steps.parallel),
+        "batch": steps.batch_size,
+        **counts,
+        "flops_per_step": flops,
+        "train": steps.trained,
+        "evaluate": _measure(steps.evaluate, target.chip.memory),
+        "bounds": _bounds(steps.trained, compute=flops / peak, target=target),
     }
 
 
@@ -271,19 +286,20 @@ def main(argv: list[str] | None = None) -> None:
     target = make_target(arguments.target)
     if arguments.mesh:
         config = replace(config, parallel=replace(config.parallel, **parse_mesh(arguments.mesh)))
+    make = cache(lambda size: make_steps(config, target, batch_size=size, frame=frame))
     batch = arguments.batch or config.data.batch_size
     if arguments.largest_batch:
         unit = make_parallel(config.parallel, target.devices).devices * config.train.accumulate
 
         def fits(size: int) -> bool:
-            found = compile_for(config, target, batch_size=size, frame=frame)["train"]["fits"]
+            found = make(size).trained["fits"]
             print(f"batch {size}: {'fits' if found else 'does not fit'}", file=sys.stderr)
             return found
 
         batch = largest_batch(fits, unit)
         if not batch:
             raise ValueError(f"not even a batch of {unit} fits {target.name}")
-    found = compile_for(config, target, batch_size=batch, frame=frame)
+    found = compile_for(make(batch))
     print(json.dumps(found, indent=1) if arguments.json else table(found))
 
 

@@ -69,12 +69,16 @@ def train_step(
     update, _ = make_optimizer(replace(optim, warmup_steps=0), steps=1)
     init = make_init(model, update, average_decay=None)
     step = make_train_step(model, update, TrainSettings())
-    shapes = {
-        "clips": jax.ShapeDtypeStruct((batch, *model.config.clip, 3), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        "valid": jax.ShapeDtypeStruct((batch,), jnp.float32),
+    return init, step, batch_shapes(batch, model.config.clip)
+
+
+def batch_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch that is neither augmented nor cut into views."""
+    return {
+        "clips": jax.ShapeDtypeStruct((size, *clip, 3), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((size,), jnp.float32),
     }
-    return init, step, shapes
 
 
 def bytes_on_mesh(config: Config, model: ViViT) -> dict[str, int]:

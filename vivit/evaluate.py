@@ -74,8 +74,8 @@ def score_run(run: Run, *, views: str = "") -> Scores:
         data,
         run.data,
         frames=frames,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=parallel.part,
+        processes=parallel.parts,
     )
     return score(eval_step, parallel.place(run.params), batches, parallel)
 

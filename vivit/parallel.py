@@ -227,7 +227,7 @@ class PmapParallel(Parallel):
             )
         self.mesh = Mesh(np.array(devices), ("devices",))
         self.devices = settings.data
-        processes = sorted({device.process_index for device in devices})
+        processes = {device.process_index for device in devices}
         self.part, self.parts = jax.process_index(), len(processes)
 
     def __str__(self) -> str:

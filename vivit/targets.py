@@ -16,7 +16,7 @@ from vivit.chips import CHIPS, Chip
 
 log = logging.getLogger(__name__)
 
-# What compiling needs to be told where there is no TPU; a value that the user has set stays.
+# Environment variables that libtpu needs on a machine without a TPU; those that are set are kept.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # a cloud's metadata server is not asked
     "TPU_WORKER_HOSTNAMES": "localhost",

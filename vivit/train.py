@@ -120,7 +120,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
 
         # The loop. A batch is a function of (seed, step), so the step is the data's position.
         start, steps = int(state.step), config.train.steps
-        of_process = {"process": jax.process_index(), "processes": jax.process_count()}
+        of_process = {"process": parallel.part, "processes": parallel.parts}
         log = MetricsLog(folder, steps=steps, resumed_at=start) if first else NoLog()
         stack.enter_context(closing(log))
         if newest is not None:

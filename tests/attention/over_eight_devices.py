@@ -33,6 +33,12 @@ def over(mesh, kernel, **fixed):
     return attend
 
 
+def worst(ours, theirs):
+    """The largest difference between arrays that may be on other devices."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float(jnp.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
 def cases(heads, n, m):
     rng = np.random.default_rng(n)
     bias = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -58,11 +64,7 @@ def main():
             for kernel in ("ring", "ulysses"):
                 with jax.set_mesh(mesh):
                     ours = value_and_grads(over(mesh, kernel), *inputs, **options)
-                worst = max(
-                    float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
-                    for a, b in zip(ours, theirs, strict=True)
-                )
-                errors[f"{kernel} over {shape}, {n} queries, {name}"] = worst
+                errors[f"{kernel} over {shape}, {n} queries, {name}"] = worst(ours, theirs)
     # The TPU's program, interpreted: each device computes its clips, and its heads if tensor
     # divides them.
     mesh = jax.make_mesh((2, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
@@ -76,10 +78,7 @@ def main():
         theirs = value_and_grads(dense, *inputs)
         with jax.set_mesh(mesh):
             ours = value_and_grads(attend, *inputs)
-        errors[f"splash of {heads} heads"] = max(
-            float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
-            for a, b in zip(ours, theirs, strict=True)
-        )
+        errors[f"splash of {heads} heads"] = worst(ours, theirs)
     # Several blocks of rows and columns a device, both padded; some queries see nothing; and a
     # bias that would overflow where padding is not left out.
     mesh = jax.make_mesh((2, 1, 1, 4), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
@@ -91,10 +90,7 @@ def main():
         with jax.set_mesh(mesh):
             ours = value_and_grads(over(mesh, kernel, chunk=3), *inputs, **options)
         theirs = value_and_grads(dense, *inputs, **options)
-        errors[f"{kernel}, blocks"] = max(
-            float(jnp.abs(np.asarray(a) - np.asarray(b)).max())
-            for a, b in zip(ours, theirs, strict=True)
-        )
+        errors[f"{kernel}, blocks"] = worst(ours, theirs)
     mesh = jax.make_mesh((1, 1, 1, 8), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     exact = draw(64, 64, heads=8)
     rounded = {"dense": bfloat16_errors(dense, exact)}

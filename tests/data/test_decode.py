@@ -153,7 +153,9 @@ def test_seconds_and_rate():
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    return film(tmp_path_factory.mktemp("good") / "good.mp4", frames=COUNT, options={"g": "12"})
+    # One thread: with more, x264's file depends on what the process has encoded before.
+    options = {"g": "12", "threads": "1"}
+    return film(tmp_path_factory.mktemp("good") / "good.mp4", frames=COUNT, options=options)
 
 
 def damaged_files(folder):
@@ -305,7 +307,7 @@ def test_bit_flips_never_give_another_frame(good):
         if place < media:
             wrong += [number_of(frame) for frame in frames] != list(range(COUNT))
     assert refused > 150
-    assert wrong <= 6  # the encoder's file differs from run to run, and which bits are flipped
+    assert wrong <= 3
 
 
 def test_a_checksum_in_the_manifest_refuses_every_flip(good, tmp_path):

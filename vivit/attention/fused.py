@@ -126,7 +126,7 @@ def _splash(
     mask = splash_attention.MultiHeadMask([splash_attention.FullMask((n, m))] * heads)
     rows, columns = _block(n), _block(m)
     # Tokens on the lanes: channels there would be padded from 64 to 128, which costs 10 % more
-    # memory in B and 15 % in L (docs/devices.md).
+    # memory in B and 15 % in L (the figures are in CHANGELOG.md).
     layout = splash_attention.QKVLayout.SEQ_MINOR
     sizes = splash_attention.BlockSizes(
         q_layout=layout,
