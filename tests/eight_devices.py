@@ -1,15 +1,17 @@
-"""Run by test_parallel.py in processes of their own: a training step in float64, as an npz.
+"""Run by test_parallel.py in processes of their own: training steps in float64, as npz files.
 
-JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python -m tests.eight_devices OUT.npz '{"mode": "jit"}'
+JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python -m tests.eight_devices FOLDER \
+    '{"by pmap": {"devices": 8, "mode": "pmap"}}' [HOST:PORT PROCESS]
 
-Options: those of ParallelSettings, and "kernel", "dropout", "accumulate" and "coordinator" with
-"process" of two processes. Float32 would hide a wrong scale behind its rounding.
+Options of each: those of ParallelSettings, and "devices" of all processes, "kernel", "dropout",
+"accumulate", and "spoiled", a factor by which the loss is wrong. Float32 would hide a wrong scale
+behind its rounding.
 """
 
 import json
-import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -34,17 +36,20 @@ MODEL = {
     "family": "joint",
     "tubelet": (2, 4, 4),
 }
-SPOILED = float(os.environ.get("SPOILED_LOSS", "1"))  # 1.03: a loss that is wrong by 3 %
 
 
-def main(out, options):
-    options = json.loads(options)
-    if "coordinator" in options:
-        coordinator, process = options.pop("coordinator"), options.pop("process")
-        jax.distributed.initialize(coordinator, 2, process)
-    kernel, dropout = options.pop("kernel", "dense"), options.pop("dropout", 0.0)
-    settings = TrainSettings(label_smoothing=0.1, accumulate=options.pop("accumulate", 1))
-    parallel = make_parallel(ParallelSettings(**options))
+def main(folder, ways, coordinator=None, process="0"):
+    if coordinator is not None:
+        jax.distributed.initialize(coordinator, 2, int(process))
+    for name, options in json.loads(ways).items():
+        result = one_step(**options)
+        if int(process) == 0:
+            np.savez(Path(folder, f"{name}.npz"), **result)
+
+
+def one_step(*, devices, kernel="dense", dropout=0.0, accumulate=1, spoiled=1.0, **options):
+    settings = TrainSettings(label_smoothing=0.1, accumulate=accumulate)
+    parallel = make_parallel(ParallelSettings(**options), jax.devices()[:devices])
     with parallel.ambient():
         model = vivit.build({**MODEL, "dropout": dropout, "kernel": kernel})
     model = vivit.ViViT(replace(model.config, dtype="float64"))
@@ -65,14 +70,12 @@ def main(out, options):
     rows = np.arange(16).reshape(parallel.parts, -1)[parallel.part]
     placed = parallel.put({key: value[rows] for key, value in batch.items()})
     step = make_train_step(model, optimizer, settings)
-    if SPOILED != 1:
-        step = spoil(step)
+    if spoiled != 1:
+        step = spoil(step, spoiled)
     shards = len({str(s.index) for s in kernel_of(state).addressable_shards})
     state, sums = parallel.train(step, state)(state, placed)
     _, of_clips = parallel.evaluate(make_eval_step(model))(state.eval_params, placed)
     gathered = jax.jit(lambda x: x, out_shardings=replicated(state))(state.params)
-    if jax.process_index():
-        return
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gathered)
@@ -80,7 +83,7 @@ def main(out, options):
     order = np.argsort(np.asarray(of_clips["indices"]))
     rows = {key: np.asarray(of_clips[key])[order] for key in ("logits", "labels", "valid")}
     loss = float(sums["loss"][0]) / float(sums["loss"][1])
-    np.savez(out, loss=loss, devices=jax.device_count(), shards=shards, **rows, **leaves)
+    return {"loss": loss, "devices": parallel.mesh.size, "shards": shards, **rows, **leaves}
 
 
 def moved(state):
@@ -100,13 +103,13 @@ def replicated(state):
     return jax.sharding.NamedSharding(kernel_of(state).sharding.mesh, spec)
 
 
-def spoil(step):
-    """A step whose device count is wrong by 3 %: what a loss averaged wrongly looks like."""
+def spoil(step, factor):
+    """A step whose device count is wrong: what a loss averaged wrongly looks like."""
 
     def spoiled(state, batch, **options):
-        batch = {**batch, "valid": batch["valid"] * SPOILED}
+        batch = {**batch, "valid": batch["valid"] * factor}
         new, sums = step(state, batch, **options)
-        scale = lambda a, b: b + SPOILED * (a - b)
+        scale = lambda a, b: b + factor * (a - b)
         return replace(new, params=jax.tree.map(scale, new.params, state.params)), sums
 
     return spoiled

@@ -3,7 +3,6 @@ over every axis of the mesh, by jit and by pmap."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,62 +13,46 @@ import pytest
 from vivit.parallel import MODES, JitParallel, make_parallel
 from vivit.settings import ParallelSettings
 
+from tests.two_processes import free_port
+
 ROOT = Path(__file__).parents[1]
-# Devices of each process, and options of tests.eight_devices; two processes have "coordinator".
-WAYS = {
-    "one": (1, {}),
-    "data": (8, {}),
-    "fsdp and tensor": (8, {"fsdp": 2, "tensor": 2}),
-    "ring and tensor": (8, {"tensor": 2, "sequence": 2, "kernel": "ring"}),
-    "ulysses": (4, {"sequence": 2, "kernel": "ulysses"}),
-    "pmap": (8, {"mode": "pmap"}),
-    "accumulated": (2, {"accumulate": 4}),
-    "two processes, fsdp": (4, {"fsdp": 2, "coordinator": True}),
-    "two processes, one batch": (4, {"tensor": 8, "coordinator": True}),
-    "two processes, pmap, accumulated": (4, {"mode": "pmap", "accumulate": 2, "coordinator": True}),
-    "one with dropout": (1, {"dropout": 0.2}),
-    "data with dropout": (8, {"dropout": 0.2}),
-    "a wrong loss": (8, {}),
+# Options of tests.eight_devices.
+ONE_PROCESS = {
+    "one": {"devices": 1},
+    "data": {"devices": 8},
+    "fsdp and tensor": {"devices": 8, "fsdp": 2, "tensor": 2},
+    "ring and tensor": {"devices": 8, "tensor": 2, "sequence": 2, "kernel": "ring"},
+    "ulysses": {"devices": 4, "sequence": 2, "kernel": "ulysses"},
+    "pmap": {"devices": 8, "mode": "pmap"},
+    "accumulated": {"devices": 2, "accumulate": 4},
+    "one with dropout": {"devices": 1, "dropout": 0.2},
+    "data with dropout": {"devices": 8, "dropout": 0.2},
+    "a wrong loss": {"devices": 8, "spoiled": 1.03},
 }
+TWO_PROCESSES = {
+    "two processes, fsdp": {"devices": 8, "fsdp": 2},
+    "two processes, one batch": {"devices": 8, "tensor": 8},
+    "two processes, pmap, accumulated": {"devices": 8, "mode": "pmap", "accumulate": 2},
+}
+WAYS = {**ONE_PROCESS, **TWO_PROCESSES}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    base = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
 
-    def start(name):
-        devices, options = WAYS[name]
-        out = folder / f"{name.replace(' ', '_')}.npz"
-        env = {**base, "JAX_NUM_CPU_DEVICES": str(devices)}
-        if name == "a wrong loss":
-            env["SPOILED_LOSS"] = "1.03"
-        processes = [options]
-        if "coordinator" in options:
-            at = f"localhost:{free_port()}"
-            processes = [{**options, "coordinator": at, "process": i} for i in range(2)]
-        commands = [
-            [sys.executable, "-m", "tests.eight_devices", str(out), json.dumps(x)]
-            for x in processes
-        ]
+    def start(ways, devices, *more):
+        command = [sys.executable, "-m", "tests.eight_devices", str(folder), json.dumps(ways)]
+        env = {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return out, [subprocess.Popen(c, cwd=ROOT, env=env, **pipe) for c in commands]
+        return subprocess.Popen([*command, *more], cwd=ROOT, env={**os.environ, **env}, **pipe)
 
-    loaded, names = {}, list(WAYS)
-    for some in (names[::2], names[1::2]):  # not all at once: each takes 0.5 GB
-        started = {name: start(name) for name in some}
-        for name, (out, processes) in started.items():
-            for process in processes:
-                output, _ = process.communicate(timeout=400)
-                assert process.returncode == 0, output.decode()
-            loaded[name] = dict(np.load(out))
-    return loaded
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
+    at = f"localhost:{free_port()}"
+    processes = [start(TWO_PROCESSES, 4, at, str(i)) for i in range(2)]
+    for process in (start(ONE_PROCESS, 8), *processes):
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output.decode()
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in WAYS}
 
 
 def furthest(one, other):
@@ -80,7 +63,7 @@ def furthest(one, other):
 @pytest.mark.parametrize("name", [n for n in WAYS if n != "a wrong loss" and "one" not in n[:4]])
 def test_loss_gradients_and_logits_do_not_depend_on_the_devices(results, name):
     one, other = results["one with dropout" if "dropout" in name else "one"], results[name]
-    assert other["devices"] == WAYS[name][0] * (2 if "processes" in name else 1)
+    assert other["devices"] == WAYS[name]["devices"]
     assert furthest(one, other) < 1e-10
 
 

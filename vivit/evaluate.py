@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,12 +13,20 @@ import numpy as np
 import vivit
 from vivit.cli import add_run_arguments, make_parser, run_command, show_log
 from vivit.config import as_json
-from vivit.data.pipeline import Batch, eval_batches
+from vivit.data.pipeline import Batches, eval_batches
 from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.io import read_json, write_json
 from vivit.objective import means
 from vivit.parallel import Parallel, make_parallel_for_inference
+from vivit.processes import (
+    add_process_arguments,
+    agree,
+    connected,
+    gather,
+    on_first,
+    require_shared,
+)
 from vivit.results import (
     ClipScores,
     average_probabilities,
@@ -49,9 +56,13 @@ class Scores(NamedTuple):
         return len(split) - len(self.clips.labels)
 
 
-def score(eval_step: Step, params: Any, batches: Iterable[Batch], parallel: Parallel) -> Scores:
+def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel) -> Scores:
     """Returns the scores over all batches; padding counts nowhere."""
-    results = [eval_step(params, parallel.put(batch)) for batch in batches]
+    results = []
+    for batch in batches:
+        results.append(eval_step(params, parallel.put(batch)))
+        jax.block_until_ready(results[-2:-1])  # so that few batches are on the devices
+    batches.share_damaged()
     sums, rows = zip(*jax.device_get(results), strict=True)
     logits, labels, valid, indices = (
         np.concatenate([row[key] for row in rows])
@@ -108,6 +119,7 @@ def evaluate(
         it.
     """
     run = Run(workdir, checkpoint, split, data_root)
+    agree({"config": as_json(run.config), "step": run.step, "split": split, "views": views})
     scores = score_run(run, views=views)
     return write_scores(run, scores, views=views, logits=logits)
 
@@ -130,11 +142,15 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
         "config": as_json(run.config),
     }
     path = evaluation_path(run.folder, split=run.split, step=run.step, views=settings.name)
-    if jax.process_index() == 0:
-        rows = path.with_suffix(".parquet")
-        logits = logits or has_logits(rows)  # they are not lost
-        write_clips(rows, scores.clips, run.data, logits=logits)
+    rows = path.with_suffix(".parquet")
+
+    def write():
+        kept = logits or has_logits(rows)  # they are not lost
+        write_clips(rows, scores.clips, run.data, logits=kept)
         write_json(path, result)  # last: who finds it finds the rows too
+
+    on_first(write)
+    require_shared(path)
     return path
 
 
@@ -160,7 +176,7 @@ def evaluate_ensemble(
         settings = with_views(run, views).views
         path = evaluation_path(run.folder, split=split, step=run.step, views=settings.name)
         rows = path.with_suffix(".parquet")
-        clips = read_clips(rows) if path.exists() else None
+        clips = read_clips(rows) if gather(path.exists())[0] else None
         if clips is None:
             log.info("evaluating %s", workdir)
             scores = score_run(run, views=views)
@@ -243,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--logits", action="store_true", help="keep the logits of every clip in the .parquet file"
     )
+    add_process_arguments(parser)
     arguments = parser.parse_args(argv)
     common = {
         "checkpoint": arguments.checkpoint,
@@ -250,17 +267,16 @@ def main(argv: list[str] | None = None) -> None:
         "views": arguments.views,
         "data_root": arguments.data_root,
     }
-    if arguments.ensemble:
-        members = evaluate_ensemble(arguments.ensemble, **common)
-        views = arguments.views or "the config's"
-        count = len(members["ensemble"].labels)
-        print(
-            f"{arguments.split}: {count} clips in {views} views, {arguments.checkpoint} checkpoints"
-        )
-        _show_ensemble(members)
-    else:
-        path = evaluate(arguments.workdir, logits=arguments.logits, **common)
-        _show(read_json(path), path, checkpoint=arguments.checkpoint)
+    with connected(arguments):
+        if arguments.ensemble:
+            members = evaluate_ensemble(arguments.ensemble, **common)
+            views, count = arguments.views or "the config's", len(members["ensemble"].labels)
+            which = f"{views} views, {arguments.checkpoint} checkpoints"
+            print(f"{arguments.split}: {count} clips in {which}")
+            _show_ensemble(members)
+        else:
+            path = evaluate(arguments.workdir, logits=arguments.logits, **common)
+            _show(read_json(path), path, checkpoint=arguments.checkpoint)
 
 
 def _show(result: dict[str, Any], path: Path, *, checkpoint: str) -> None:

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from vivit.chips import chip_of
 from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
 from vivit.model import ViViT
 from vivit.parallel import Parallel
 from vivit.settings import Config
+
+WAITING = 0.02  # share of the time from which a line of progress shows it
 
 
 class MetricsLog:
@@ -49,6 +53,10 @@ class MetricsLog:
             self._say(f"step {step}: validation {shown}")
             return
         shown += f", {values['clips_per_second']:.0f} clips/s"
+        if "mfu" in values:
+            shown += f", MFU {values['mfu']:.1%}"
+        if values["waiting"] > WAITING:
+            shown += f", {values['waiting']:.0%} waiting for data"
         self._bar.set_postfix_str(f"{shown}{self._validation}", refresh=False)
         self._bar.update(step - self._bar.n)
         self._say(f"step {step}/{self._bar.total}: {shown}{self._left(step)}")
@@ -70,6 +78,47 @@ class MetricsLog:
         self._bar.close()
         self._board.close()
         self._file.close()
+
+
+class Pace:
+    """How fast a run trains, between two log steps.
+
+    Model FLOPs are those of the products of a forward and a backward pass: 6 per multiply-add of
+    the model, whatever a kernel or remat computes beyond them (2204.02311, appendix B). MFU is
+    their share of the devices' peak, on chips that `vivit.chips` has.
+    """
+
+    def __init__(self, config: Config, counts: Mapping[str, int]) -> None:
+        self._clips = config.data.batch_size
+        self._flops = 6 * counts["multiply_adds"]
+        chip = chip_of(jax.devices()[0].device_kind)
+        self._peak = chip and chip.flops[config.model.dtype] * jax.device_count()
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what is done within, such as a validation."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def restart(self, *, steps: int, waited: float) -> dict[str, float]:
+        """Returns the pace of the `steps` since the last call.
+
+        waited: seconds since the start of the run that devices had to wait for data.
+        """
+        now = time.perf_counter()
+        seconds = now - self._since
+        clips = steps * self._clips / seconds
+        values = {
+            "clips_per_second": clips,
+            "waiting": (waited - self._waited) / seconds,
+            "model_flops_per_second": clips * self._flops,
+        }
+        if self._peak:
+            values["mfu"] = clips * self._flops / self._peak
+        self._since, self._waited = now, waited
+        return values
 
 
 class NoLog:

@@ -229,6 +229,7 @@ class PmapParallel(Parallel):
         self.devices = settings.data
         processes = {device.process_index for device in devices}
         self.part, self.parts = jax.process_index(), len(processes)
+        self._over_devices = NamedSharding(self.mesh, PartitionSpec("devices"))
 
     def __str__(self) -> str:
         return "pmap"
@@ -244,7 +245,8 @@ class PmapParallel(Parallel):
 
     def put(self, batch: Any) -> Any:
         local = self.devices // self.parts
-        return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+        split = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+        return jax.make_array_from_process_local_data(self._over_devices, split)
 
     def train(self, step: Callable[..., Any], state: Any) -> Any:
         return self.evaluate(step)

@@ -7,11 +7,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vivit.axes import Logits
 from vivit.model import ViViT
 from vivit.objective import cross_entropy, metric_sums
+from vivit.parallel import place_on
 from vivit.settings import TrainSettings
 
 Params = Any
@@ -68,7 +70,7 @@ def make_init(
 
 def start_from(state: TrainState, params: Params) -> TrainState:
     """Returns a state whose parameters are replaced by others, placed on the same devices."""
-    place = lambda new, old: jax.device_put(jnp.asarray(new, old.dtype, copy=True), old.sharding)
+    place = lambda new, old: place_on(np.array(new, old.dtype), old.sharding)
     averaged = None if state.averaged is None else jax.tree.map(place, params, state.averaged)
     return replace(state, params=jax.tree.map(place, params, state.params), averaged=averaged)
 

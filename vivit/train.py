@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +32,50 @@ from vivit.config import (
 from vivit.cost import abstract_params, count
 from vivit.data.augment import make_augmentation
 from vivit.data.pipeline import eval_batches, train_batches
+from vivit.data.prefetch import Prefetched
 from vivit.data.sources import open_split
+from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.evaluate import score
 from vivit.io import locked, write_atomically
-from vivit.metrics_log import MetricsLog, NoLog, introduce, write_cost
+from vivit.metrics_log import MetricsLog, NoLog, Pace, introduce, write_cost
 from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
 from vivit.pretrained.start import load_for_run, take_model
+from vivit.processes import (
+    add_process_arguments,
+    agree,
+    connected,
+    is_first,
+    on_first,
+    require_shared,
+)
+from vivit.profiling import Profile, parse_profile
 from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
+from vivit.settings import Config
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: Any, workdir: str | Path) -> TrainState:
+def train(
+    config: Any, workdir: str | Path, *, profile: tuple[int, int] | None = None
+) -> TrainState:
     """Trains the model of a config in a folder of its own, and returns the last state.
 
-    config: a vivit.settings.Config, or a ConfigDict with its keys.
+    config: a vivit.settings.Config, or a ConfigDict with its keys. profile: the first and the last
+        training step of a trace, in RUN/profile.
 
     The folder gets config.json, cost.json, metrics.jsonl, TensorBoard events and checkpoints.
     Raises ValueError for a user's mistake, most before anything is written.
     """
     with ExitStack() as stack:
-        stack.enter_context(locked(workdir))
+        on_first(lambda: stack.enter_context(locked(workdir)))
         config = as_config(config)
+        agree({"config": as_json(config)})
 
         # Devices, model and data.
         import_modules(config.imports, copies=Path(workdir) / IMPORTS)
@@ -90,19 +107,17 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         train_step = make_train_step(model, optimizer, config.train, augment=augment)
         eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
 
-        first, counts = jax.process_index() == 0, count(model)
-        if first:
-            splits = train_split, held_out
-            logger.info("%s", introduce(config, model, counts, splits, parallel, Path(workdir)))
+        counts, splits = count(model), (train_split, held_out)
+        logger.info("%s", introduce(config, model, counts, splits, parallel, Path(workdir)))
 
         # The state: random, from other weights, or that of an interrupted run.
         state = parallel.init(make_state, config.seed)
-        folder = claim_workdir(workdir, config)
-        record_data(folder, config.data, train_split)
-        copy_modules(config.imports, folder / IMPORTS)
+        folder = Path(workdir)
+        report = "" if loaded is None else str(loaded.report)
+        on_first(partial(_claim, folder, config, train_split, init_report=report))
+        require_shared(folder / "config.json")
         if loaded is not None:
             state = start_from(state, loaded.params)
-            write_atomically(folder / "init.txt", f"{loaded.report}\n")
         has_weights = loaded is not None or not config.init.path
         del loaded  # frees its memory
         stop = stack.enter_context(stop_signals())  # first, so that a last save is not killed
@@ -121,53 +136,59 @@ def train(config: Any, workdir: str | Path) -> TrainState:
         # The loop. A batch is a function of (seed, step), so the step is the data's position.
         start, steps = int(state.step), config.train.steps
         of_process = {"process": parallel.part, "processes": parallel.parts}
-        log = MetricsLog(folder, steps=steps, resumed_at=start) if first else NoLog()
+        log = MetricsLog(folder, steps=steps, resumed_at=start) if is_first() else NoLog()
         stack.enter_context(closing(log))
         if newest is not None:
             logger.info("resuming from training step %d", start)
         if start == steps:
             return state
-        batches = train_batches(
+        if profile is not None and not start < profile[0] <= profile[1] <= steps:
+            first, last = profile
+            raise ValueError(f"--profile={first}:{last} is not in the steps {start + 1} .. {steps}")
+        loaded_batches = train_batches(
             config.data, train_split, frames=frames, seed=config.seed, start=start, **of_process
         )
+        batches = Prefetched(loaded_batches, parallel.put, depth=config.data.prefetch)
         stack.enter_context(closing(batches))
-        batch = parallel.put(next(batches))
-        if first:
-            logger.info("compiling the training step ...")
+        batch = batches.get(finish=lambda: None)
+        logger.info("compiling the training step ...")
         compiling = time.perf_counter()
         run_step = parallel.train(train_step, state).lower(state, batch).compile()
-        if first:
-            logger.info("compiled in %.1f s", time.perf_counter() - compiling)
+        logger.info("compiled in %.1f s", time.perf_counter() - compiling)
+        if is_first():
             write_cost(folder, counts, run_step, batch_size=config.data.batch_size)
-        pending, since = [], time.perf_counter()
+        tracer = Profile(folder, profile)
+        stack.enter_context(closing(tracer))
+        pending, pace = [], Pace(config, counts)
 
         for step in range(start + 1, steps + 1):
+            tracer.before(step)
             state, sums = run_step(state, batch)
             pending.append(sums)
-            last = step == steps or stop.requested
+            jax.block_until_ready(pending[-2:-1])  # one step ahead: few batches are on the devices
+            tracer.after(step, sums)
+            last = stop(step) or step == steps
             if not last:
-                batch = parallel.put(next(batches))  # while the devices work
+                batch = batches.get(finish=partial(jax.block_until_ready, sums))
 
             if step % config.train.log_every == 0 or last:
                 values = means(jax.device_get(pending))
-                clips = len(pending) * config.data.batch_size
-                values["damaged"] = len(batches.damaged)
-                values["clips_per_second"] = clips / (time.perf_counter() - since)
+                loaded_batches.share_damaged()
+                values["damaged"] = len(loaded_batches.damaged)
+                values |= pace.restart(steps=len(pending), waited=batches.waited)
                 values["lr"] = float(learning_rate(step - 1))
                 log.write(step, "train", values)
                 _require_finite(values, step)
-                pending, since = [], time.perf_counter()
+                pending = []
 
             validated = None
             if step % config.train.eval_every == 0 or step == steps:
                 jax.block_until_ready(state)
-                paused = time.perf_counter()
                 validation = eval_batches(one_view, held_out, frames=frames, **of_process)
-                with closing(validation):
+                with pace.paused(), closing(validation):
                     scores = score(eval_step, state.eval_params, validation, parallel)
                 validated = {**scores.metrics, "damaged": scores.damaged(held_out)}
                 log.write(step, "validation", validated)
-                since += time.perf_counter() - paused
 
             if validated or step % config.train.checkpoint_every == 0 or last:
                 if pending:
@@ -177,6 +198,15 @@ def train(config: Any, workdir: str | Path) -> TrainState:
             if last:
                 break
     return state
+
+
+def _claim(folder: Path, config: Config, split: Split, *, init_report: str) -> None:
+    """Makes a folder that of a run, with what it records before it trains."""
+    claim_workdir(folder, config)
+    record_data(folder, config.data, split)
+    copy_modules(config.imports, folder / IMPORTS)
+    if init_report:
+        write_atomically(folder / "init.txt", f"{init_report}\n")
 
 
 def _check_tokens_split(model: vivit.ViViT, parallel: Parallel) -> None:
@@ -207,6 +237,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", metavar="RUN", help="the run's folder")
     parser.add_argument(
+        "--profile", metavar="FIRST:LAST", help="trace these training steps into RUN/profile"
+    )
+    add_process_arguments(parser)
+    parser.add_argument(
         "--show", action="store_true", help="print the config with what its keys mean, and stop"
     )
     show_log()
@@ -218,10 +252,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     if arguments.workdir is None:
         parser.error("--workdir=RUN is needed: a folder for the run")
-    step = int(train(config, arguments.workdir).step)
-    if step < config.train.steps:
-        sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
-    print(f"trained to step {step}; python -m vivit.evaluate --workdir={arguments.workdir}")
+    profile = arguments.profile and parse_profile(arguments.profile)
+    with connected(arguments):
+        step = int(train(config, arguments.workdir, profile=profile).step)
+        if step < config.train.steps:
+            sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
+        print(f"trained to step {step}; python -m vivit.evaluate --workdir={arguments.workdir}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from vivit.analysis.run import open_run
 from vivit.cli import add_run_arguments, make_parser, run_command, show_log
 from vivit.evaluate import evaluate
 from vivit.io import read_json, write_atomically
+from vivit.processes import add_process_arguments, connected, gather, is_first
 from vivit.results import read_rows
 from vivit.run import Run, evaluation_path
 
@@ -53,11 +54,14 @@ def write_report(
     name = views or run.config.data.views.name
     path = evaluation_path(run.folder, split=split, step=run.step, views=name)
     rows = path.with_suffix(".parquet")
-    if not (path.exists() and rows.exists()):
+    if not gather(path.exists() and rows.exists())[0]:
         evaluate(workdir, checkpoint=str(run.step), split=split, views=views, data_root=data_root)
+    params, out = run.params, run.folder / f"report_{split}.html"  # read by all processes together
+    if not is_first():
+        return out
     scores, clip_rows = read_json(path), read_rows(rows)
     images, labels = run.clips(run.one_of_each_class(SAMPLES))
-    maps = capture(run.model, run.params, images)
+    maps = capture(run.model, params, images)
     names = run.data.class_names
     confusion = np.array(scores["confusion"])
     sections = [
@@ -71,7 +75,6 @@ def write_report(
         ("Config", _config(scores)),
     ]
     model = scores["config"]["model"]
-    out = run.folder / f"report_{split}.html"
     title = f"{scores['data']['name']}: {model['family']}"
     write_atomically(out, page(title, _header(scores, run), sections))
     plt.close("all")
@@ -342,15 +345,17 @@ def main(argv: list[str] | None = None) -> None:
     show_log()
     add_run_arguments(parser)
     parser.add_argument("--views", default="", help="4x3 for 4 clips of each video in 3 crops")
+    add_process_arguments(parser)
     arguments = parser.parse_args(argv)
-    path = write_report(
-        arguments.workdir,
-        checkpoint=arguments.checkpoint,
-        split=arguments.split,
-        views=arguments.views,
-        data_root=arguments.data_root,
-    )
-    print(f"open {path}")
+    with connected(arguments):
+        path = write_report(
+            arguments.workdir,
+            checkpoint=arguments.checkpoint,
+            split=arguments.split,
+            views=arguments.views,
+            data_root=arguments.data_root,
+        )
+        print(f"open {path}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from vivit.data.sampling import SAMPLINGS
 from vivit.data.settings import DataSettings
 from vivit.data.split import Split
 from vivit.data.video import FAILURES, TRANSIENT_ERRORS, ClipReadError, VideoReader, Window
+from vivit.processes import gather
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +154,29 @@ class Batches(Iterator[Batch]):
         self.damaged: dict[int, str] = {}
 
     def __next__(self) -> Batch:
+        batch, failures = self.load()
+        self.count(failures)
+        return batch
+
+    def load(self) -> tuple[Batch, np.ndarray]:
+        """Returns the next batch, and the clips that could not be read for it, for `count`."""
         batch = next(self._batches)
-        for number, kind in batch.pop("failures").reshape(-1, 2).tolist():
+        return batch, batch.pop("failures")
+
+    def count(self, failures: np.ndarray) -> None:
+        """Counts clips as damaged: pairs of a clip's number and a place in FAILURES.
+
+        Raises ValueError if there are more of them than the settings allow.
+        """
+        for number, kind in failures.reshape(-1, 2).tolist():
             if number >= 0 and number not in self.damaged:
                 self._count(number, FAILURES[kind])
-        return batch
+
+    def share_damaged(self) -> None:
+        """Counts what the other processes of the run found damaged too; all of them call it."""
+        own = [[number, FAILURES.index(kind)] for number, kind in self.damaged.items()]
+        for found in gather(own):
+            self.count(np.array(found, np.int64))
 
     def close(self) -> None:
         """Ends grain's threads and processes."""

@@ -83,6 +83,7 @@ class DataSettings:
     label: the one to train on. splits: those to train on and to validate on.
     batch_size: clips of all processes. threads: of a process that load clips.
     workers: additional processes that load batches; 0 for none.
+    prefetch: batches that are on the devices before they are needed.
     short_side: pixels that frames of unprepared files are shrunk to; None for their size.
     canvas: height and width of a frame in a training batch; larger frames are cut to it at random.
         None for a canvas that holds every frame.
@@ -101,6 +102,7 @@ class DataSettings:
     batch_size: int = 64
     threads: int = 2
     workers: int = 0
+    prefetch: int = 2
     short_side: int | None = 256
     canvas: tuple[int, int] | None = None
     enlarge: bool = False
@@ -115,7 +117,7 @@ class DataSettings:
         problems = []
         if not 0 <= self.max_bad_fraction <= 1:
             problems.append(f"data.max_bad_fraction={self.max_bad_fraction} is not in 0 .. 1")
-        for name in ("timeout_seconds", "largest_frame", "threads", "short_side"):
+        for name in ("timeout_seconds", "largest_frame", "threads", "prefetch", "short_side"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 problems.append(f"data.{name}={value} is not positive")
