@@ -29,16 +29,13 @@ import vivit
 from benchmarks import data_suite
 from vivit import pretrained
 from vivit.attention import KERNELS, PATTERNS
+from vivit.chips import chip_of
 from vivit.cli import make_parser, run_command
 from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
 from vivit.io import write_atomically
 from vivit.pretrained.writers import WRITERS
 from vivit.registry import Registry
-
-# Matrix products a second in bfloat16, dense, of one chip, in TFLOP/s; from the makers' data
-# sheets. A device that is not here has no MFU.
-PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989, "NVIDIA A100-SXM4-80GB": 312}
 
 Case = dict[str, Any]
 SUITES: Registry[Callable[[], Iterable[Case]]] = Registry("suite")
@@ -164,7 +161,7 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
     wall, cpu = _time(compiled, arguments, work, repeats=repeats)
     operations = 2 * work["passes"] * work["multiply_adds"]
     median = statistics.median(wall)
-    peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+    chip = chip_of(jax.devices()[0].device_kind)
     stats = jax.devices()[0].memory_stats() or {}
     return {
         **result,
@@ -172,7 +169,7 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
         "seconds_of_runs": wall,
         "cpu_seconds": statistics.median(cpu),
         "gflops": operations / median / 1e9,
-        "mfu": operations / median / (peak * 1e12) if peak else None,
+        "mfu": operations / median / chip.flops["bfloat16"] if chip else None,
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
     }
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.two_processes import free_port
 from vivit.parallel import MODES, JitParallel, make_parallel
 from vivit.settings import ParallelSettings
-
-from tests.two_processes import free_port
 
 ROOT = Path(__file__).parents[1]
 # Options of tests.eight_devices.

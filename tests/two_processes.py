@@ -33,7 +33,7 @@ def start(module, *arguments, each=((), ()), environments=None):
 
 def finish(processes, *, status=(0, 0)):
     """Returns (standard output, standard error) of each process, after its exit status is what it
-    should be."""
+    should be. Gloo, which connects CPUs, prints to the first, anywhere."""
     outputs = [process.communicate(timeout=300) for process in processes]
     for process, expected, output in zip(processes, status, outputs, strict=True):
         assert process.returncode == expected, "\n".join(output)

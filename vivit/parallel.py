@@ -158,12 +158,9 @@ class JitParallel(Parallel):
         return with_shardings(shapes, jax.tree.map(lambda x: self._of_batch(x.shape), shapes))
 
     def put(self, batch: Any) -> Any:
-        def put_one(x: np.ndarray) -> jax.Array:
-            shape = (x.shape[0] * self.parts, *x.shape[1:])
-            at = self._of_batch(shape)
-            return jax.make_array_from_process_local_data(at, x, global_shape=shape)
-
-        return jax.tree.map(put_one, batch)
+        shapes = {name: (x.shape[0] * self.parts, *x.shape[1:]) for name, x in batch.items()}
+        at = {name: self._of_batch(shape) for name, shape in shapes.items()}
+        return jax.make_array_from_process_local_data(at, batch, global_shape=shapes)
 
     def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
         """Returns the sharding of one array of a batch."""
@@ -245,7 +242,7 @@ class PmapParallel(Parallel):
 
     def put(self, batch: Any) -> Any:
         local = self.devices // self.parts
-        split = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+        split = {name: x.reshape(local, -1, *x.shape[1:]) for name, x in batch.items()}
         return jax.make_array_from_process_local_data(self._over_devices, split)
 
     def train(self, step: Callable[..., Any], state: Any) -> Any:
