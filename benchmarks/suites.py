@@ -6,6 +6,7 @@ to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and O
 
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -79,6 +80,16 @@ def joint_lengths() -> Iterator[Case]:
         for kernel in ("dense", "chunked"):
             case = attention_case("joint", kernel, grid)
             yield case if grid != GRIDS[-1] else {**case, "run": False}
+
+
+@SUITES.register("short")
+def short_sets() -> Iterator[Case]:
+    """Yields about 3,136 tokens in sets of 8 to 512, between which "auto" goes from dense to
+    chunked."""
+    for rows, columns in ((2, 4), (4, 4), (4, 8), (7, 7), (7, 14), (14, 14), (14, 28), (16, 32)):
+        for kernel in ("dense", "chunked"):
+            grid = (3136 // (rows * columns), rows, columns)
+            yield attention_case("space", kernel, grid)
 
 
 @SUITES.register("models")
@@ -339,8 +350,10 @@ def name_of(case: Case) -> str:
     if case["kind"] == "data":
         return data_suite.name_of(case)
     if case["kind"] == "attention":
-        n = int(np.prod(case["grid"]))
-        return f"{case['pattern']}, {case['kernel']}, N={n:,}, {case['dtype']}"
+        where = f"N={math.prod(case['grid']):,}"
+        if case["pattern"] != "joint":
+            where = "x".join(map(str, case["grid"]))
+        return f"{case['pattern']}, {case['kernel']}, {where}, {case['dtype']}"
     fields = {k: v for k, v in case["model"].items() if v != BASE.get(k)}
     size = fields.pop("size", BASE["size"])
     clip = "x".join(map(str, fields.pop("clip", BASE["clip"])))

@@ -20,7 +20,7 @@ from vivit.chips import CHIPS
 from vivit.cli import make_parser, run_command, show_log
 from vivit.collectives import sent_by_kind
 from vivit.config import import_modules, parse
-from vivit.cost import bytes_per_device, count
+from vivit.cost import TRAINING_FLOPS, bytes_per_device, count
 from vivit.data.augment import make_augmentation
 from vivit.data.split import Split
 from vivit.data.video import VideoReader
@@ -36,7 +36,6 @@ from vivit.targets import Target, make_target, quiet
 # Without a GPU to measure on, XLA chooses tiles of Triton's products that it cannot compile for
 # some lengths; with one, it would choose cuBLAS for them.
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-FLOPS_PER_MULTIPLY_ADD = 6  # of a training step: two forward, and twice as many backward
 
 
 class NoClips:
@@ -61,8 +60,14 @@ class NoClips:
 class StepToCompile(NamedTuple):
     """A step, and the shapes and shardings of its arguments by what they are."""
 
-    compile: Callable[[], Any]
+    lower: Callable[[], Any]
     arguments: dict[str, Any]
+    options: dict[str, Any] | None
+
+    def compile(self) -> Any:
+        """Returns the step compiled; it raises JaxRuntimeError where it cannot be."""
+        with quiet():
+            return self.lower().compile(self.options)
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,8 @@ def make_steps(
         batch_size,
         model,
         parallel,
-        StepToCompile(lambda: train.lower(state, batch).compile(options), whole),
-        StepToCompile(
-            lambda: evaluate.lower(state.eval_params, of_views).compile(options), parameters
-        ),
+        StepToCompile(lambda: train.lower(state, batch), whole, options),
+        StepToCompile(lambda: evaluate.lower(state.eval_params, of_views), parameters, options),
     )
 
 
@@ -146,7 +149,7 @@ def compile_for(steps: Steps) -> dict[str, Any]:
     compile; "bounds" are seconds, and the largest share of the peak (MFU).
     """
     counts, target = count(steps.model), steps.target
-    flops = FLOPS_PER_MULTIPLY_ADD * counts["multiply_adds"] * steps.batch_size
+    flops = TRAINING_FLOPS * counts["multiply_adds"] * steps.batch_size
     peak = target.chip.flops[steps.model.config.dtype] * len(target.devices)
     return {
         "target": target.name,
@@ -168,8 +171,7 @@ def _measure(step: StepToCompile, memory: int) -> dict[str, Any]:
         f"{name}_bytes": bytes_per_device(tree) for name, tree in step.arguments.items()
     }
     try:
-        with quiet():
-            compiled = step.compile()
+        compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if "Used " in line), lines[0])

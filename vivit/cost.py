@@ -11,6 +11,8 @@ from jax.extend.core import jaxprs_in_params
 
 from vivit.model import ViViT
 
+TRAINING_FLOPS = 6  # of a training step per multiply-add: two forward, and twice as many backward
+
 
 def count(model: ViViT) -> dict[str, int]:
     """Returns tokens, parameters and multiply-adds of a model; see the three functions below."""

@@ -6,6 +6,7 @@ and sums are float32 whatever the inputs are; the result has the dtype of the va
 
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vivit.attention.devices import platform
 from vivit.attention.dropout import WeightDropout, dropout_factors
 from vivit.attention.requirements import CALL_OPTIONS, KernelRequirements
 from vivit.registry import OptionRegistry, Options, check_arguments, keyword_defaults
@@ -40,7 +42,7 @@ class Kernel:
     softmax: whether it equals `dense`, so that another such kernel may replace it.
     general: whether it takes any lengths, channels and dtype on every platform.
     auto_order: its place among the kernels that "auto" tries; None if "auto" never takes it.
-    auto_scores: the number of scores of a head up to which "auto" takes it; None for any number.
+    auto_scores: the number of scores of a head up to which "auto" takes it, by platform.
     options: keyword arguments that a config may give in its name, with their defaults.
     """
 
@@ -51,7 +53,7 @@ class Kernel:
     softmax: bool = True
     general: bool = False
     auto_order: int | None = None
-    auto_scores: int | None = None
+    auto_scores: Callable[[str], float] = lambda platform: math.inf
     options: Options = field(default_factory=Options)
 
     def __call__(self, q: Queries, k: Keys, v: Values, **call_options: Any) -> Mixed:
@@ -110,11 +112,18 @@ def kernel(name: str, **fields: Any) -> Callable[[Callable[..., Mixed]], Callabl
     return register
 
 
-# Scores of a head up to which dense is the faster one on CPUs (docs/attention.md has the figures).
-DENSE_UP_TO = 512 * 512
+# Scores of a head up to which "auto" takes dense: never a timing, which would make a resumed run
+# another run. docs/attention.md has the figures for CPUs; other platforms are not measured yet.
+DENSE_UP_TO = {"cpu": 32 * 32}
+ELSEWHERE = 512 * 512
 
 
-@kernel("dense", general=True, auto_order=1, auto_scores=DENSE_UP_TO)
+@kernel(
+    "dense",
+    general=True,
+    auto_order=1,
+    auto_scores=lambda platform: DENSE_UP_TO.get(platform, ELSEWHERE),
+)
 def dense(
     q: Queries,
     k: Keys,
@@ -189,7 +198,7 @@ def first_suitable(requirements: KernelRequirements, scores: int) -> Kernel:
         (entry.auto_order, entry.name)
         for entry in entries
         if entry.auto_order is not None
-        and (entry.auto_scores is None or scores <= entry.auto_scores)
+        and scores <= entry.auto_scores(platform())
         and not entry.unsupported_reason(requirements)
     ]
     return KERNELS[min(suitable)[1]]
