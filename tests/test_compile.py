@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import vivit
@@ -194,26 +195,44 @@ def test_the_gpu_step_compiles_and_a_kernel_that_gpus_lack_is_refused():
     assert "cuDNN computes in bfloat16, not float32" in refused.stderr
 
 
-def test_a_model_is_built_for_the_devices_of_the_mesh():
-    """A kernel of TPUs is refused here, and taken for a mesh of TPUs; "auto" chooses it there."""
+def tpu_mesh(*shape):
     from jax.sharding import AbstractMesh, AxisType
 
+    from vivit.mesh import MESH_AXES
+
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    types = (AxisType.Auto,) * 4
+    return AbstractMesh(shape, MESH_AXES, axis_types=types, abstract_device=device)
+
+
+def test_a_scanned_model_with_splash_attention_is_traced_twice():
+    """As in a training and an evaluation step: nothing of a trace is kept for the next."""
+    tiny = {"clip": (4, 8, 8), "classes": 3, "width": 8, "depth": 2, "heads": 2, "mlp_dim": 8}
+    tiny |= {"tubelet": (2, 4, 4), "kernel": "fused", "family": "joint", "scan": True}
+    clips = jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.uint8)
+    with jax.sharding.use_abstract_mesh(tpu_mesh(1, 1, 1, 1)):
+        model = vivit.build(tiny)
+        params = jax.eval_shape(model.init, jax.random.key(0), clips)
+        for _ in range(2):
+            logits = jax.eval_shape(lambda p, x: model.apply(p, x), params, clips)
+    assert logits.shape == (1, 3)
+
+
+def test_a_model_is_built_for_the_devices_of_the_mesh():
+    """A kernel of TPUs is refused here, and taken for a mesh of TPUs; "auto" chooses it there."""
     from vivit.attention.devices import platform
     from vivit.attention.kernels import KernelRequirements, first_suitable
-    from vivit.mesh import MESH_AXES
 
     tiny = {"clip": (4, 8, 8), "classes": 3, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
     tiny |= {"tubelet": (2, 4, 4), "kernel": "fused", "family": "joint"}
     with pytest.raises(ValueError, match="or a TPU, and this is for cpu"):
         vivit.build(tiny)
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    types = (AxisType.Auto,) * 4
-    mesh = AbstractMesh((4, 1, 1, 1), MESH_AXES, axis_types=types, abstract_device=device)
+    mesh = tpu_mesh(4, 1, 1, 1)
     with jax.sharding.use_abstract_mesh(mesh):
         assert platform() == "tpu"
         assert vivit.build(tiny).config.kernel.name == "fused"
         assert first_suitable(KernelRequirements(4, "float32"), 10).name == "fused"
-    split = AbstractMesh((1, 1, 1, 4), MESH_AXES, axis_types=types, abstract_device=device)
+    split = tpu_mesh(1, 1, 1, 4)
     with jax.sharding.use_abstract_mesh(split):
         with pytest.raises(ValueError, match='splits tokens over devices, which "ring"'):
             vivit.build(tiny)

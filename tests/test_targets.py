@@ -15,7 +15,7 @@ from configs import common
 from vivit.attention import PATTERNS
 from vivit.compile import make_steps
 from vivit.config import as_config, read_config
-from vivit.targets import make_target
+from vivit.targets import make_target, quiet
 
 pytestmark = pytest.mark.compile
 
@@ -40,10 +40,12 @@ def steps_of(target, *, mode="jit", sequence=1, **model):
 
 def temporaries(steps):
     """Compiles a training step for its target; returns its temporaries in bytes per chip."""
-    text = steps.train.lower().as_text()
-    key = steps.target.name, hashlib.sha256(text.encode()).hexdigest()
+    lowered = steps.train.lower()
+    key = steps.target.name, hashlib.sha256(lowered.as_text().encode()).hexdigest()
     if key not in programs:
-        programs[key] = steps.train.compile().memory_analysis().temp_size_in_bytes
+        with quiet():
+            compiled = lowered.compile(steps.train.options)
+        programs[key] = compiled.memory_analysis().temp_size_in_bytes
     return programs[key]
 
 

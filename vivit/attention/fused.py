@@ -1,7 +1,7 @@
 """The platform's own attention: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -116,7 +116,6 @@ def by_splash(
     return heads_last(out[:, :, :n, :values], sets)
 
 
-@cache
 def _splash(
     heads: int, n: int, m: int, soft_cap: float | None, interpret: bool
 ) -> Callable[..., Any]:
@@ -141,15 +140,15 @@ def _splash(
         block_q_dq=rows,
         block_kv_dq=columns,
     )
-    with jax.ensure_compile_time_eval():
-        return splash_attention.make_splash_mha(
-            mask,
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            attn_logits_soft_cap=soft_cap,
-            interpret=interpret,
-        )
+    # Made anew in every trace: it holds arrays that belong to the trace.
+    return splash_attention.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=soft_cap,
+        interpret=interpret,
+    )
 
 
 def _block(length: int) -> int:
