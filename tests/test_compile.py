@@ -98,11 +98,21 @@ print(sent_by_kind(g.lower(x).compile().as_text()))
     assert "'all-reduce': {'count': 3, 'bytes': 336.0}" in done.stdout  # 3 x 2 x 7/8 x 64 bytes
 
 
-def test_largest_batch_is_found_by_bisection():
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 64, 1000])
+@pytest.mark.parametrize(("growth", "most"), [(1.0, 5), (1.05, 9), (0.95, 12), (2.0, 20)])
+@pytest.mark.parametrize("compiles", [True, False])  # whether a step that is too large does
+def test_largest_batch_is_found_in_a_few_compilations(limit, growth, most, compiles):
     tried = []
-    for limit in (0, 1, 7, 64, 100):
-        assert largest_batch(lambda n, m=limit: tried.append(n) or n <= 8 * m, 8) == 8 * limit
-    assert len(tried) < 45
+
+    def peak(batch):
+        tried.append(batch)
+        used = 100 + 10 * (batch / 8) ** growth
+        return used if compiles or batch <= 8 * limit else float("inf")
+
+    memory = 100 + 10 * (limit + 0.5) ** growth
+    assert largest_batch(peak, memory, 8) == 8 * limit
+    assert len(tried) <= most
+    assert len({*tried}) == len(tried)
 
 
 @pytest.mark.parametrize("name", CHIPS)

@@ -12,6 +12,7 @@ COMMANDS = (
     "experiments.launch",
     "experiments.real_video",
     "experiments.steps_to_accuracy",
+    "benchmarks.devices",
     "benchmarks.loop",
     "benchmarks.suites",
     "vivit.analysis.film",

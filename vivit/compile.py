@@ -6,6 +6,7 @@ send between chips, and bounds of the time of a step: no step can be faster.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -209,18 +210,29 @@ def _bounds(trained: dict[str, Any], *, compute: float, target: Target) -> dict[
     return {**seconds, "step_seconds": slowest, "mfu": compute / slowest}
 
 
-def largest_batch(fits: Callable[[int], bool], unit: int) -> int:
-    """Returns the largest multiple of `unit` that fits, by bisection; 0 if none does.
+def largest_batch(peak: Callable[[int], float], memory: float, unit: int) -> int:
+    """Returns the largest multiple of `unit` whose step fits; 0 if none does.
 
-    fits: batch size -> whether its step fits; if one does, smaller ones do.
+    peak: batch size -> the bytes per chip of its step, which grow with the batch; infinity for a
+    step that does not compile. Each call costs a compilation, and the bytes are nearly linear, so
+    this is a bisection that tries the batch at which the line through the last two ends.
     """
-    low, high = 0, 1
-    while fits(high * unit):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * unit) else (low, middle)
-    return low * unit
+    fitting: list[tuple[int, float]] = [(0, 0.0)]  # batches in units, and their bytes
+    too_large = None
+    while too_large is None or too_large - fitting[-1][0] > 1:
+        (low, used), guess = fitting[-1], 2 * fitting[-1][0] or 1
+        if len(fitting) > 2:
+            before, used_before = fitting[-2]
+            guess = low + int((memory - used) * (low - before) / max(used - used_before, 1))
+        if too_large is not None:  # a line that ends beyond it says nothing
+            guess = min(guess, (low + too_large) // 2)
+        guess = max(guess, low + 1)
+        used = peak(guess * unit)
+        if used <= memory:
+            fitting.append((guess, used))
+        else:
+            too_large = guess
+    return fitting[-1][0] * unit
 
 
 def table(found: dict[str, Any]) -> str:
@@ -293,12 +305,12 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.largest_batch:
         unit = make_parallel(config.parallel, target.devices).devices * config.train.accumulate
 
-        def fits(size: int) -> bool:
-            found = make(size).trained["fits"]
-            print(f"batch {size}: {'fits' if found else 'does not fit'}", file=sys.stderr)
-            return found
+        def peak(size: int) -> float:
+            trained = make(size).trained
+            print(f"batch {size}: {'fits' if trained['fits'] else 'too large'}", file=sys.stderr)
+            return trained.get("peak_bytes", math.inf)
 
-        batch = largest_batch(fits, unit)
+        batch = largest_batch(peak, target.chip.memory, unit)
         if not batch:
             raise ValueError(f"not even a batch of {unit} fits {target.name}")
     found = compile_for(make(batch))
