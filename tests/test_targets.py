@@ -9,6 +9,7 @@ import hashlib
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import common
@@ -27,6 +28,14 @@ WITHOUT_FUSED = {
 }  # fmt: skip
 ONE, FOUR = ("v5e:1x1", "h100:1"), ("v5e:2x2", "h100:4")
 programs = {}  # of this process: a target and a hash of a program -> bytes of temporaries
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_cache():
+    """JAX cannot read programs of absent devices back from its compilation cache."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def steps_of(target, *, mode="jit", sequence=1, **model):

@@ -297,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--frame={arguments.frame} is not like 256x340: height and width")
         frame = int(height), int(width)
     jax.config.update("jax_platforms", "cpu")  # this machine's devices are not needed
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs back
     target = make_target(arguments.target)
     if arguments.mesh:
         config = replace(config, parallel=replace(config.parallel, **parse_mesh(arguments.mesh)))

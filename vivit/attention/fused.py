@@ -84,8 +84,10 @@ def by_cudnn(
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     # cuDNN's queries, keys and values have the same number of channels.
     v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, channels - values)))
+    if n == 1:  # as trajectory attention has; cuDNN's backward pass takes two queries or more
+        q = jnp.pad(q, ((0, 0), (0, 1), (0, 0), (0, 0)))
     out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    return out[..., :values].reshape(*sets, n, h, values)
+    return out[:, :n, :, :values].reshape(*sets, n, h, values)
 
 
 def _unsupported_by_splash(requirements: KernelRequirements) -> str:
