@@ -236,6 +236,7 @@ def test_the_call_of_cudnn_equals_dense(sets):
     by_xla = lambda q, k, v: by_cudnn(q, k, v, implementation="xla")
     assert_equal(by_xla, draw(5, 7, sets=sets, heads=4, kv_heads=2))
     assert_equal(by_xla, draw(5, 7, sets=sets, values=3))  # merged tokens have wider keys
+    assert_equal(by_xla, draw(1, 7, sets=sets))  # cuDNN gets a second query
 
 
 @pytest.mark.gpu
