@@ -8,19 +8,16 @@ compiled again.
 import sys
 from collections.abc import Iterable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks.suites import machine_info
+from benchmarks.suites import add_table_arguments, machine_info
 from configs import common
 from vivit.cli import make_parser, run_command
-from vivit.compile import compile_for, largest_batch, make_steps
+from vivit.compile import compile_for, largest_steps, make_steps
 from vivit.config import as_config
 from vivit.describe import units
 from vivit.io import read_json, write_atomically, write_json
-from vivit.targets import make_target
+from vivit.targets import make_target, only_compile
 
 FAMILIES = (
     "joint",
@@ -41,16 +38,9 @@ LONG = {"128x224x224": (128, 224, 224), "32x448x448": (32, 448, 448)}
 
 def largest(target: str, family: str, size: str, kernel: str) -> dict[str, Any]:
     """Returns what vivit.compile finds at the largest batch that fits."""
-    devices = make_target(target)
     config = config_of(family=family, size=size, kernel=kernel)
-    found = {}
-
-    def peak(batch: int) -> float:
-        found[batch] = make_steps(config, devices, batch_size=batch)
-        return found[batch].trained.get("peak_bytes", float("inf"))
-
-    best = largest_batch(peak, devices.chip.memory, len(devices.devices))
-    return compile_for(found[best]) if best else {"batch": 0}
+    steps = largest_steps(config, make_target(target))
+    return compile_for(steps) if steps else {"batch": 0}
 
 
 def long_clip(target: str, clip: str, kernel: str, sequence: int) -> dict[str, Any]:
@@ -122,18 +112,9 @@ def main(argv: list[str] | None = None) -> None:
         "python -m benchmarks.devices",
         "python -m benchmarks.devices --only h100",
     )
-    parser.add_argument(
-        "--only", default="", metavar="TEXT", help="cases whose name has this in it"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        default=Path("benchmark"),
-        help="where the tables go (default: benchmark)",
-    )
+    add_table_arguments(parser)
     arguments = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")
+    only_compile()
     path = arguments.out / "devices.json"
     results = read_json(path) if path.exists() else {}
     for cases, run in ((MODELS, largest), (CLIPS, long_clip)):

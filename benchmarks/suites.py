@@ -4,6 +4,7 @@ Every case runs in a process of its own, so that none can spoil the next: it is 
 to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
 """
 
+import argparse
 import datetime
 import json
 import math
@@ -373,14 +374,8 @@ def table(records: list[dict], *, machine: dict[str, str], command: str) -> str:
     return f"`{command}`: {description}.\n\n{body}\n"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(
-        "benchmarks.suites",
-        __doc__,
-        "python -m benchmarks.suites data --repeats 3",
-        "python -m benchmarks.suites kernels --only chunked",
-    )
-    parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --only and --out: which cases are measured, and where their tables go."""
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="cases whose name has this in it"
     )
@@ -391,6 +386,17 @@ def main(argv: list[str] | None = None) -> None:
         default=Path("benchmark"),
         help="where the tables go (default: benchmark)",
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(
+        "benchmarks.suites",
+        __doc__,
+        "python -m benchmarks.suites data --repeats 3",
+        "python -m benchmarks.suites kernels --only chunked",
+    )
+    parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
+    add_table_arguments(parser)
     parser.add_argument(
         "--repeats", type=int, metavar="N", default=5, help="timed runs of a case (default: 5)"
     )

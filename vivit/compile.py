@@ -32,7 +32,7 @@ from vivit.parallel import Parallel, make_parallel
 from vivit.run import check_batch_size
 from vivit.settings import Config
 from vivit.step import make_eval_step, make_init, make_train_step
-from vivit.targets import Target, make_target, quiet
+from vivit.targets import Target, make_target, only_compile, quiet
 
 # Without a GPU to measure on, XLA chooses tiles of Triton's products that it cannot compile for
 # some lengths; with one, it would choose cuBLAS for them.
@@ -235,6 +235,23 @@ def largest_batch(peak: Callable[[int], float], memory: float, unit: int) -> int
     return fitting[-1][0] * unit
 
 
+def largest_steps(
+    config: Config, target: Target, *, frame: tuple[int, int] | None = None
+) -> Steps | None:
+    """Returns the steps of a config with the largest batch whose training step fits a target, or
+    None if no batch does. frame: see `make_steps`."""
+    make = cache(lambda size: make_steps(config, target, batch_size=size, frame=frame))
+    unit = make_parallel(config.parallel, target.devices).devices * config.train.accumulate
+
+    def peak(size: int) -> float:
+        trained = make(size).trained
+        print(f"batch {size}: {'fits' if trained['fits'] else 'too large'}", file=sys.stderr)
+        return trained.get("peak_bytes", math.inf)
+
+    batch = largest_batch(peak, target.chip.memory, unit)
+    return make(batch) if batch else None
+
+
 def table(found: dict[str, Any]) -> str:
     """Returns what `compile_for` found, as lines of text."""
     lines = [
@@ -296,25 +313,18 @@ def main(argv: list[str] | None = None) -> None:
         if not (height.isdigit() and width.isdigit()):
             parser.error(f"--frame={arguments.frame} is not like 256x340: height and width")
         frame = int(height), int(width)
-    jax.config.update("jax_platforms", "cpu")  # this machine's devices are not needed
-    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs back
+    only_compile()
     target = make_target(arguments.target)
     if arguments.mesh:
         config = replace(config, parallel=replace(config.parallel, **parse_mesh(arguments.mesh)))
-    make = cache(lambda size: make_steps(config, target, batch_size=size, frame=frame))
-    batch = arguments.batch or config.data.batch_size
     if arguments.largest_batch:
-        unit = make_parallel(config.parallel, target.devices).devices * config.train.accumulate
-
-        def peak(size: int) -> float:
-            trained = make(size).trained
-            print(f"batch {size}: {'fits' if trained['fits'] else 'too large'}", file=sys.stderr)
-            return trained.get("peak_bytes", math.inf)
-
-        batch = largest_batch(peak, target.chip.memory, unit)
-        if not batch:
-            raise ValueError(f"not even a batch of {unit} fits {target.name}")
-    found = compile_for(make(batch))
+        steps = largest_steps(config, target, frame=frame)
+        if steps is None:
+            raise ValueError(f"not even the smallest batch of this mesh fits {target.name}")
+    else:
+        batch = arguments.batch or config.data.batch_size
+        steps = make_steps(config, target, batch_size=batch, frame=frame)
+    found = compile_for(steps)
     print(json.dumps(found, indent=1) if arguments.json else table(found))
 
 

@@ -79,6 +79,12 @@ def make_target(name: str) -> Target:
     return Target(name, chip, _tpu_devices(chip_name, shape))
 
 
+def only_compile() -> None:
+    """Sets JAX up in a process that compiles for absent devices and runs nothing."""
+    jax.config.update("jax_platforms", "cpu")  # this machine's devices are not needed
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs back
+
+
 def _tpu_devices(chip: str, shape: str) -> list[Any]:
     _require("libtpu", "python -m pip install libtpu")
     options: dict[str, Any] = {"chip_config_name": "megacore"} if chip in MEGACORE else {}
