@@ -110,6 +110,12 @@ def rows_of(folder):
 
 
 def test_the_log_has_waiting_flops_and_mfu_and_the_run_a_trace(tmp_path, tiny_config, monkeypatch):
+    class SlowToStart(Prefetched):
+        def get(self, finish):
+            self.waited = self.waited or 1e3  # for the first batch, before there are steps
+            return super().get(finish)
+
+    monkeypatch.setattr("vivit.train.Prefetched", SlowToStart)
     monkeypatch.setattr("vivit.metrics_log.chip_of", lambda kind: CHIPS["v5e"])
     config = tiny_config("--config.train.steps=4", "--config.data.prefetch=1")
     train(config, tmp_path / "run", profile=(2, 3))

@@ -87,14 +87,16 @@ class Pace:
     Model FLOPs are those of the products of a forward and a backward pass of
     the model, whatever a kernel or remat computes beyond them (2204.02311, appendix B). MFU is
     their share of the devices' peak, on chips that `vivit.chips` has.
+
+    waited: as in `restart`, at the first step.
     """
 
-    def __init__(self, config: Config, counts: Mapping[str, int]) -> None:
+    def __init__(self, config: Config, counts: Mapping[str, int], *, waited: float) -> None:
         self._clips = config.data.batch_size
         self._flops = TRAINING_FLOPS * counts["multiply_adds"]
         chip = chip_of(jax.devices()[0].device_kind)
         self._peak = chip and chip.flops[config.model.dtype] * jax.device_count()
-        self._since, self._waited = time.perf_counter(), 0.0
+        self._since, self._waited = time.perf_counter(), waited
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -159,7 +159,7 @@ def train(
             write_cost(folder, counts, run_step, batch_size=config.data.batch_size)
         tracer = Profile(folder, profile)
         stack.enter_context(closing(tracer))
-        pending, pace = [], Pace(config, counts)
+        pending, pace = [], Pace(config, counts, waited=batches.waited)
 
         for step in range(start + 1, steps + 1):
             tracer.before(step)
