@@ -13,12 +13,15 @@ import tensorflow_datasets as tfds
 
 from tests.data.conftest import FORMATS, opened
 from tests.data.films import film, number_of, turned
+from vivit.data import decode
+from vivit.data.decode import CLOCK
 from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
 from vivit.data.video import ClipReadError
 from vivit.dataprep import prepare as prepare_module
 from vivit.dataprep import shards, staging
 from vivit.dataprep.__main__ import main
 from vivit.dataprep.check import check
+from vivit.dataprep.encode import transcode
 from vivit.dataprep.manifest_files import write_manifest
 from vivit.dataprep.pictures import describe
 from vivit.dataprep.prepare import prepare_manifest
@@ -297,6 +300,23 @@ def test_the_same_clip_in_two_splits_is_refused(videos, tmp_path):
     with pytest.raises(ValueError, match=r"test/up/0.mp4 \(test\) is train/up/1.mp4 \(train\)"):
         prepare_manifest(root / "films.csv", tmp_path / "out", max_bad_fraction=0.0)
     prepare_manifest(root / "films.csv", tmp_path / "out", allow_shared=True)
+
+
+def test_the_hash_of_pixels_does_not_depend_on_the_encoder():
+    ticks = list(range(0, 30 * CLOCK // 25, CLOCK // 25))
+
+    def written(frames, quality):
+        data = film(frames=frames)
+        pts = decode.index(data).pts[-30:]
+        options = {"format": "h264", "short_side": 64, "square": False, "quality": quality}
+        values, encoded = transcode(data, pts=list(pts), ticks=ticks, **options)
+        return values["pixels"], encoded
+
+    pixels, encoded = written(30, 20)
+    same, others = written(30, 30)
+    assert pixels == same
+    assert encoded != others
+    assert pixels != written(31, 20)[0]  # one frame later
 
 
 def test_a_full_disk_is_told_before_the_work(videos, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Encodes clips in the formats that training reads fast, in the processes of decode_pool.py."""
 
+import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ H264["threads"] = "1"
 class Encoder:
     """A format of prepared clips; vivit.data.sources.OPENERS has its reader.
 
-    encode: (frames, ticks, short_side, quality) -> (height, width and sizes of parts, bytes).
+    encode: (frames, ticks, short_side, quality) -> (height, width, sizes of parts and a hash of the
+    pixels, bytes).
     quality: the default, of `qualities` from the least to the greatest.
     frame_records: whether each frame becomes a record. picture: how these pictures are encoded, in
     TFDS's words; "" for pixels.
@@ -56,7 +58,8 @@ def transcode(
     quality: int,
     largest_frame: int = LARGEST_FRAME,
 ) -> tuple[dict[str, Any], Any]:
-    """Returns a clip in a format of ENCODERS: height, width and sizes of its parts, and its bytes.
+    """Returns a clip in a format of ENCODERS: height, width, sizes of its parts and a hash of its
+    pixels, and its bytes.
 
     pts: the frames of a video file to take; None if `source` is concatenated JPEG files of `sizes`.
     ticks: their times in the clip, ascending from 0, in 1/CLOCK s.
@@ -91,6 +94,7 @@ def _squares(frames: Iterator[VideoFrame], short_side: int) -> Iterator[VideoFra
 
 def _write_h264(frames: Iterator[VideoFrame], ticks: list[int], short_side: int, quality: int):
     out, upright = io.BytesIO(), map(_upright, frames)
+    pixels = hashlib.sha256()  # of what is encoded: x264's bytes differ once in thousands of clips
     first = next(upright)
     width, height = fit(first.width, first.height, short_side)
     with open_container(out, "w", format="mp4") as container:
@@ -108,6 +112,7 @@ def _write_h264(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
                 dst_colorspace="ITU601",
                 dst_color_range="MPEG",
             )
+            pixels.update(small.to_ndarray())
             small.pts, small.time_base = tick, Fraction(1, CLOCK)
             small.pict_type = 0  # the source's frame types do not bind our encoder
             container.mux(stream.encode(small))
@@ -116,7 +121,8 @@ def _write_h264(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
     stored = decode.index(data)
     if [round(p * stored.time_base * CLOCK) for p in stored.pts] != ticks:
         raise ClipReadError("damaged", "its frames' times can't be kept in an MP4 file")
-    return {"width": width, "height": height, "sizes": [len(data)]}, data
+    values = {"width": width, "height": height, "sizes": [len(data)]}
+    return {**values, "pixels": pixels.hexdigest()}, data
 
 
 def _upright(frame: VideoFrame) -> VideoFrame:
@@ -139,14 +145,16 @@ def _write_jpeg(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
         Image.fromarray(picture).save(file, "JPEG", quality=quality)
         parts.append(file.getvalue())
         size = picture.shape[1], picture.shape[0]
-    sizes = [len(part) for part in parts]
-    return {"width": size[0], "height": size[1], "sizes": sizes}, b"".join(parts)
+    data = b"".join(parts)
+    values = {"width": size[0], "height": size[1], "sizes": [len(part) for part in parts]}
+    return {**values, "pixels": hashlib.sha256(data).hexdigest()}, data
 
 
 def _write_raw(frames: Iterator[VideoFrame], ticks: list[int], short_side: int, quality: int):
     pictures = np.stack(list(_shrunk(frames, ticks, short_side)))
     _, height, width, _ = pictures.shape
-    return {"width": width, "height": height, "sizes": [pictures.nbytes]}, pictures
+    values = {"width": width, "height": height, "sizes": [pictures.nbytes]}
+    return {**values, "pixels": hashlib.sha256(pictures).hexdigest()}, pictures
 
 
 def _shrunk(frames: Iterator[VideoFrame], ticks: list[int], short_side: int):

@@ -126,12 +126,13 @@ def encode_clip(row: ClipRow, root: str | Path, spec: Spec) -> tuple[dict[str, A
         largest_frame=spec.limits.largest_frame,
     )
     view = payload.data
+    shown = ticks, values["width"], values["height"], values.pop("pixels")
     meta = {
         **values,
         "ticks": ticks,
         "seconds": seconds,
         "bytes": len(view),
         "sha256": hashlib.sha256(view).hexdigest(),
-        "content": hashlib.sha256(f"{ticks} {values}".encode() + view).hexdigest(),
+        "content": hashlib.sha256(str(shown).encode()).hexdigest(),
     }
     return meta, view
