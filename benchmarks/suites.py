@@ -1,7 +1,8 @@
 """python -m benchmarks.suites SUITE: time, memory and multiply-adds of attention and of models.
 
 Every case runs in a process of its own, so that none can spoil the next: it is compiled, run once
-to warm up, then timed. Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
+to warm up, then timed. With --target it is compiled for a device that is not present and not run.
+Writes OUT/SUITE.json, with all that was measured, and OUT/SUITE.md.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import vivit
 from benchmarks import data_suite
@@ -33,11 +35,15 @@ from vivit import pretrained
 from vivit.attention import KERNELS, PATTERNS
 from vivit.chips import chip_of
 from vivit.cli import make_parser, run_command
+from vivit.compile import COMPILER_OPTIONS
 from vivit.cost import abstract_params, count_multiply_adds, count_products
 from vivit.describe import train_step
 from vivit.io import write_atomically
+from vivit.parallel import make_parallel
 from vivit.pretrained.writers import WRITERS
 from vivit.registry import Registry
+from vivit.settings import ParallelSettings
+from vivit.targets import make_target, only_compile, quiet
 
 Case = dict[str, Any]
 SUITES: Registry[Callable[[], Iterable[Case]]] = Registry("suite")
@@ -126,6 +132,15 @@ def bfloat16_models() -> Iterator[Case]:
     yield _fused("joint", "L/16x2", 1, clip=(128, 224, 224))
 
 
+@SUITES.register("kernels")
+def kernels_by_length() -> Iterator[Case]:
+    """Yields patterns in bfloat16 by every kernel of one device, at three lengths."""
+    for pattern in ("joint", "space", "time", "split_heads"):
+        for kernel in ("dense", "chunked", "fused"):
+            for grid in GRIDS:
+                yield attention_case(pattern, kernel, grid, dtype="bfloat16")
+
+
 @SUITES.register("weights")
 def weights_in_and_out() -> Iterator[Case]:
     """Yields loading and writing a B/16x2 joint model, for each format that has an export."""
@@ -134,6 +149,7 @@ def weights_in_and_out() -> Iterator[Case]:
 
 
 SUITES.add("data", data_suite.cases)
+SUITES.add("runs", data_suite.runs)
 
 
 def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
@@ -144,17 +160,35 @@ def _fused(family: str, size: str, batch: int, **fields: Any) -> Case:
 # --- in the process of one case ---
 
 
-def measure(case: Case, *, repeats: int) -> dict[str, Any]:
-    """Returns what one case takes; times are medians over `repeats` runs after a warm-up."""
-    if case["kind"] == "weights":
-        return measure_weights(case["form"])
-    if case["kind"] == "data":
-        return data_suite.measure(case, repeats=repeats)
-    function, arguments, work = KINDS[case["kind"]](case)
+def measure(case: Case, *, repeats: int, target: str = "") -> dict[str, Any]:
+    """Returns what one case takes; times are medians over `repeats` runs after a warm-up.
+
+    target: of `vivit.targets.make_target`, one device that is compiled for; "" for the first one of
+    this machine, on which the case runs.
+    """
+    if case["kind"] in WHOLE:
+        if target:
+            raise ValueError(f"cases of {case['kind']!r} run; they are not compiled for a --target")
+        return WHOLE[case["kind"]](case, repeats=repeats)
+    devices = make_target(target).devices if target else jax.devices()[:1]
+    if len(devices) > 1:
+        raise ValueError(f"--target={target} is {len(devices)} devices; cases are for one")
+    parallel = make_parallel(ParallelSettings(), devices)
+    with parallel.ambient():  # kernels are those of its platform
+        function, arguments, work = KINDS[case["kind"]](case)
+    everywhere = NamedSharding(parallel.mesh, PartitionSpec())
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arguments
+    )
     started = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=work.get("donated", ())).lower(*arguments)
+    step = jax.jit(parallel.within(function), donate_argnums=work.get("donated", ()))
+    lowered = step.lower(*arguments)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    if target:
+        with quiet():
+            compiled = lowered.compile(COMPILER_OPTIONS.get(devices[0].platform))
+    else:
+        compiled = lowered.compile()
     done = time.perf_counter()
     memory = compiled.memory_analysis()
     result = {
@@ -164,9 +198,9 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "multiply_adds": work["multiply_adds"],
     }
-    need, available = memory.temp_size_in_bytes + 2 * memory.argument_size_in_bytes, _memory()
-    if case.get("run") is False:
+    if target or case.get("run") is False:
         return result
+    need, available = memory.temp_size_in_bytes + 2 * memory.argument_size_in_bytes, _memory()
     if need > 0.8 * available:
         reason = f"needs {need / 1e9:.1f} GB of this machine's {available / 1e9:.1f} GB"
         return {**result, "not_run": reason}
@@ -207,10 +241,10 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def measure_weights(form: str) -> dict[str, Any]:
+def measure_weights(case: Case, *, repeats: int) -> dict[str, Any]:
     """Seconds of writing and of loading a B/16x2 joint model, and by how many times its size the
     process grew at most while it loaded."""
-    config = {**BASE, "family": "joint", "readout": "cls"}
+    form, config = case["form"], {**BASE, "family": "joint", "readout": "cls"}
     with tempfile.TemporaryDirectory() as folder:
         # By another process, so that what it needs is not counted.
         context = multiprocessing.get_context("spawn")
@@ -289,16 +323,19 @@ def _model(case: Case) -> tuple[Callable, tuple, dict]:
     return forward, (state.params, batch["clips"]), work
 
 
-KINDS = {"attention": _attention, "model": _model}
+KINDS = {"attention": _attention, "model": _model}  # one compiled function each
+WHOLE = {"weights": measure_weights, "data": data_suite.measure, "run": data_suite.measure_run}
 
 
 # --- in the process of all cases ---
 
 
-def run_case(case: Case, *, repeats: int, timeout: float = 1800) -> dict[str, Any]:
+def run_case(
+    case: Case, *, repeats: int, target: str = "", timeout: float = 1800
+) -> dict[str, Any]:
     """Returns a case's record, measured in a process of its own; with "error" if it failed."""
     command = [sys.executable, "-m", "benchmarks.suites", "--case", json.dumps(case)]
-    command += ["--repeats", str(repeats)]
+    command += ["--repeats", str(repeats), "--target", target]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -348,7 +385,7 @@ def _megabytes(count: int | None) -> str:
 def name_of(case: Case) -> str:
     if case["kind"] == "weights":
         return f"load {case['form']}, joint, B/16x2"
-    if case["kind"] == "data":
+    if case["kind"] in ("data", "run"):
         return data_suite.name_of(case)
     if case["kind"] == "attention":
         where = f"N={math.prod(case['grid']):,}"
@@ -393,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
         "benchmarks.suites",
         __doc__,
         "python -m benchmarks.suites data --repeats 3",
-        "python -m benchmarks.suites kernels --only chunked",
+        "python -m benchmarks.suites kernels --only chunked --target h100:1",
     )
     parser.add_argument("suite", nargs="?", help=f"{', '.join(SUITES)}")
     add_table_arguments(parser)
@@ -403,11 +440,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--case", metavar="JSON", help="one case, which is measured in this process"
     )
+    parser.add_argument(
+        "--target", default="", help="one device to compile for instead of running: h100:1"
+    )
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:
         parser.error("--repeats must be at least 1")
+    options = {"repeats": arguments.repeats, "target": arguments.target}
+    if arguments.target:
+        only_compile()
     if arguments.case:
-        print(json.dumps(measure(json.loads(arguments.case), repeats=arguments.repeats)))
+        print(json.dumps(measure(json.loads(arguments.case), **options)))
         return
     if not arguments.suite:
         parser.error(f"name a suite: {', '.join(SUITES)}")
@@ -416,17 +459,21 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"no case of {arguments.suite} has {arguments.only!r} in its name")
     machine, records = machine_info(), []
     command = f"python -m benchmarks.suites {arguments.suite} --repeats {arguments.repeats}"
-    run = partial(run_case, repeats=arguments.repeats)
+    name = arguments.suite
+    if arguments.target:
+        command = f"python -m benchmarks.suites {arguments.suite} --target {arguments.target}"
+        name = f"{arguments.suite}_{arguments.target.partition(':')[0]}"
+    run = partial(run_case, **options)
     for case in cases:
         records.append(run(case))
         print(table(records[-1:], machine=machine, command=command).splitlines()[-1], flush=True)
         # Written after each case: a suite that is stopped keeps what it has.
         everything = {"machine": machine, "command": command, "records": records}
-        target = arguments.out / arguments.suite
-        write_atomically(target.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
+        path = arguments.out / name
+        write_atomically(path.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
         text = table(records, machine=machine, command=command)
-        write_atomically(target.with_suffix(".md"), text)
-    print(f"{target.with_suffix('.md')} and .json")
+        write_atomically(path.with_suffix(".md"), text)
+    print(f"{path.with_suffix('.md')} and .json")
 
 
 if __name__ == "__main__":

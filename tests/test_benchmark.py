@@ -83,7 +83,7 @@ def test_every_suite_asks_for_what_there_is(name):
             vivit.build({**case["model"], "kernel": "chunked", "dtype": "bfloat16"})
         elif case["kind"] == "weights":
             assert case["form"] in WRITERS
-        elif case["kind"] == "data":
+        elif case["kind"] in ("data", "run"):
             assert case["data"] in data_suite.SPECS
         else:
             PATTERNS[case["pattern"]].check(*case["grid"], **PATTERNS[case["pattern"]].options)
@@ -106,3 +106,29 @@ def test_a_case_of_data_is_measured(monkeypatch, tmp_path):
     assert result["share_of_limit"] > 0
     share = result["clips_per_second"] / result["limit_clips_per_second"]
     assert result["share_of_limit"] == pytest.approx(share)
+
+
+@pytest.mark.slow
+def test_a_training_run_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(data_suite, "SEGMENTS", 9)
+    monkeypatch.setattr(data_suite.tempfile, "gettempdir", lambda: str(tmp_path))
+    model = {**SMALL, "clip": (4, 224, 224), "tubelet": (2, 56, 56), "classes": 1}
+    case = {"kind": "run", "data": "jpeg", "workers": 0, "batch": 1, "model": model}
+    result = benchmark.measure(case, repeats=1)
+    assert result["clips_per_second"] > 0
+    assert 0 <= result["waiting"] < 1
+
+
+def test_a_case_that_runs_is_not_compiled_for_a_target():
+    with pytest.raises(ValueError, match="cases of 'weights' run"):
+        benchmark.measure({"kind": "weights", "form": "portable"}, repeats=1, target="h100:1")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "case", [attention(dtype="bfloat16"), benchmark.model_case("train", **SMALL)]
+)
+def test_a_case_is_compiled_for_a_gpu_and_not_run(case):
+    result = benchmark.measure(case, repeats=1, target="h100:1")
+    assert result["temporary_bytes"] > 0
+    assert "seconds" not in result
