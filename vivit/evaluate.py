@@ -76,6 +76,7 @@ def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel) ->
 
 def score_run(run: Run, *, views: str = "") -> Scores:
     """Returns the scores of a run's checkpoint on its split; views: see `evaluate`."""
+    agree({"config": as_json(run.config), "step": run.step, "split": run.split, "views": views})
     data, (frames, height, width) = with_views(run, views), run.config.model.clip
     predict_views = make_views(data.views, run.data, (height, width))
     model, parallel = model_for_devices(run)
@@ -119,7 +120,6 @@ def evaluate(
         it.
     """
     run = Run(workdir, checkpoint, split, data_root)
-    agree({"config": as_json(run.config), "step": run.step, "split": split, "views": views})
     scores = score_run(run, views=views)
     return write_scores(run, scores, views=views, logits=logits)
 
