@@ -57,7 +57,7 @@ def one_step(*, devices, kernel="dense", dropout=0.0, accumulate=1, spoiled=1.0,
     optim = OptimSettings(
         "sgd(momentum=0.0, weight_decay=0.0)", lr=1.0, schedule="cosine(floor=1.0)"
     )
-    optimizer, _ = make_optimizer(replace(optim, clip_norm=None), steps=5)
+    optimizer, _ = make_optimizer(replace(optim, clip_norm=None), steps=5, batch_size=8)
     make_state = make_init(model, optimizer, average_decay=None)
     state = parallel.init(lambda seed: moved(make_state(seed)), 0)
     rng = np.random.default_rng(0)

@@ -33,6 +33,8 @@ FLOORS = {
     "vivit.model": 1,
     "vivit.objective": 1,
     "vivit.optim": 1,
+    "vivit.optimizers": 1,
+    "vivit.schedules": 1,
     "vivit.checkpoint": 2,
     "vivit.chips": 2,
     "vivit.collectives": 2,

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +9,43 @@ import pytest
 
 import vivit
 from tests.test_model import TINY
+from vivit.model.params import stack_layers
 from vivit.optim import (
     OPTIMIZERS,
     SCHEDULES,
-    decayed,
     make_optimizer,
     optimizer,
+    peak_rate,
     schedule,
-    warmup_cosine,
 )
+from vivit.optimizers import decayed
 from vivit.settings import OptimSettings
 
 
 def make(name="sgd(weight_decay=0.0)", *, steps=10, lr=0.1, clip_norm=None, **settings):
     """The optimiser and the schedule of these settings."""
     given = OptimSettings(name=name, lr=lr, clip_norm=clip_norm, **settings)
-    return make_optimizer(given, steps=steps)
+    return make_optimizer(given, steps=steps, batch_size=8)
 
 
-def test_the_schedule_warms_up_and_ends_at_its_floor():
-    rate = warmup_cosine(lr=1.0, floor=0.1, warmup_steps=4, steps=13)
+@pytest.mark.parametrize(
+    ("name", "halfway"),
+    [
+        ("cosine(floor=0.1)", 0.55),
+        ("linear(floor=0.1)", 0.55),
+        ("constant", 1.0),
+        ("wsd(decay=0.75, floor=0.1)", 0.1 + 0.9 * 0.5 / 0.75),
+        ("wsd(floor=0.1)", 1.0),
+        ("rsqrt(timescale=4, decay=0.25, floor=0.1)", 0.1 + 0.9 / 2**0.5),
+    ],
+)
+def test_a_schedule_warms_up_and_ends_at_its_floor(name, halfway):
+    rate = SCHEDULES[name](lr=1.0, warmup_steps=4, steps=13)
     values = [float(rate(step)) for step in range(14)]
     np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
-    np.testing.assert_allclose(values[8], 0.55, rtol=1e-6)  # half-way
-    np.testing.assert_allclose(values[12:], [0.1, 0.1], rtol=1e-6)  # the last step, and after it
+    np.testing.assert_allclose(values[8], halfway, rtol=1e-6)
+    floor = SCHEDULES[name].options.get("floor", 1.0)
+    np.testing.assert_allclose(values[12:], [floor] * 2, rtol=1e-6)  # the last step, and after it
     assert all(a >= b for a, b in itertools.pairwise(values[4:]))
 
 
@@ -41,13 +55,24 @@ def test_the_schedule_warms_up_and_ends_at_its_floor():
         ({"warmup_steps": 10}, "warmup_steps=10 must be .* less than train.steps=10"),
         ({"schedule": "cosine(floor=0.2)"}, "floor=0.2 .* must be between 0 and lr=0.1"),
         ({"schedule": "cosine(floor=0.2, b=1)"}, r"are written like cosine\(floor=0.0\)"),
-        ({"schedule": "cosin"}, "unknown schedule 'cosin'; known: cosine"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; known: constant, cosine, linear"),
         (
             {"name": "sgd(b1=0.9)"},
-            r"options of optimiser 'sgd' are written like sgd\(momentum=0.9, weight_decay=0.05\)",
+            r"of optimiser 'sgd' are written like sgd\(momentum=0.9, weight_decay=0.05, nesterov=",
         ),
         ({"layer_decay": 0.0}, r"layer_decay=0.0 is not in \(0, 1\]"),
-        ({"name": "adam"}, "unknown optimiser 'adam'; known: adamw, sgd"),
+        (
+            {"name": "adam"},
+            "unknown optimiser 'adam'; known: adafactor, adamw, lamb, lion, muon, sgd",
+        ),
+        ({"schedule": "wsd(decay=0.0)"}, r"decay=0.0 of optim.schedule is not in \(0, 1\]"),
+        ({"name": "sgd(momentum=1.0)"}, r"momentum=1.0 is not in \[0, 1\)"),
+        ({"name": "adamw(b2=-0.5)"}, r"b2=-0.5 is not in \[0, 1\)"),
+        ({"name": "lion(weight_decay=1e999)"}, "weight_decay=inf is not a number of at least 0"),
+        ({"lr": float("nan")}, "optim.lr=nan is not a number above 0"),
+        ({"lr": 0.0}, "optim.lr=0.0 is not a number above 0"),
+        ({"clip_norm": -1.0}, "optim.clip_norm=-1.0 is not a number of at least 0, or None"),
+        ({"lr_batch_size": -8}, "optim.lr_batch_size=-8 is below 0"),
     ],
 )
 def test_wrong_settings_are_refused(change, message):
@@ -73,8 +98,96 @@ def test_decay_shrinks_kernels_alone(name):
     updates, _ = transform.update(
         jax.tree.map(jnp.zeros_like, params), transform.init(params), params
     )
-    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-5)
+    size = 1 / 0.5 if name == "lamb" else 1.0  # its update has the norm of the array
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * size, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0)
+
+
+MATRIX = {"stage_0": {"layer_0": {"mlp": {"up": {"kernel": jnp.arange(6.0).reshape(2, 3) - 2}}}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("sgd(nesterov=True, weight_decay=0.0)", optax.sgd(0.1, 0.9, nesterov=True)),
+        ("lamb(weight_decay=0.2)", optax.lamb(0.1, weight_decay=0.2)),
+        ("lion(weight_decay=0.2)", optax.lion(0.1, weight_decay=0.2)),
+        ("adafactor(weight_decay=0.0)", optax.adafactor(0.1)),
+        (
+            "adafactor(scale_by_size=False, weight_decay=0.0)",
+            optax.adafactor(0.1, multiply_by_parameter_scale=False),
+        ),
+        ("muon(weight_decay=0.0)", optax.contrib.muon(0.1, consistent_rms=0.2)),
+        ("muon(weight_decay=0.2)", optax.contrib.muon(0.1, consistent_rms=0.2, weight_decay=0.2)),
+    ],
+)
+def test_an_optimiser_does_what_optax_means_by_its_name(name, theirs):
+    ours, _ = make(name, schedule="constant")
+    grads = jax.tree.map(lambda x: jnp.cos(3 * x), MATRIX)
+    states, params = [ours.init(MATRIX), theirs.init(MATRIX)], [MATRIX, MATRIX]
+    for _ in range(3):
+        for i, transform in enumerate((ours, theirs)):
+            updates, states[i] = transform.update(grads, states[i], params[i])
+            params[i] = optax.apply_updates(params[i], updates)
+    one, other = map(jax.tree.leaves, params)
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    assert not np.allclose(one[0], jax.tree.leaves(MATRIX)[0], atol=0.01)
+
+
+def test_muon_orthogonalises_its_momentum():
+    """By Newton and Schulz's iteration in NumPy, on q of two heads, whose channels are one side."""
+    rng, decay = np.random.default_rng(0), 0.8
+    params = {
+        "stage_0": {"layer_0": {"attention_joint": {"query": {"kernel": np.zeros((5, 2, 2))}}}}
+    }
+    transform, _ = make(f"muon(momentum={decay}, weight_decay=0.0)", schedule="constant")
+    state, momentum = transform.init(params), np.zeros((5, 4))
+    for _ in range(3):
+        grad = rng.normal(size=(5, 4))
+        grads = jax.tree.map(lambda x, g=grad: jnp.asarray(g.reshape(x.shape), jnp.float32), params)
+        updates, state = transform.update(grads, state, params)
+        momentum = grad + decay * momentum
+        x = grad + decay * momentum
+        x /= np.linalg.norm(x)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x - 4.775 * gram @ x + 2.0315 * gram @ gram @ x
+        expected = -0.1 * 0.2 * 5**0.5 * x
+        np.testing.assert_allclose(
+            jax.tree.leaves(updates)[0].reshape(5, 4), expected, rtol=1e-3, atol=1e-6
+        )
+
+
+def layer():
+    attention = {"query": {"kernel": (4, 2, 3)}, "out": {"kernel": (2, 3, 4), "bias": (4,)}}
+    return {"attention_joint": attention, "mlp": {"up": {"kernel": (4, 6)}}}
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_scanned_layers_are_updated_like_unrolled_ones(name):
+    rng = np.random.default_rng(0)
+    unrolled = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        {"stage_0": {"layer_0": layer(), "layer_1": layer()}, "head": {"kernel": (4, 3)}},
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    updates = []
+    for params in (stack_layers(unrolled), unrolled):
+        transform, _ = make(name)
+        grads = jax.tree.map(lambda x: np.sin(30 * x), params)
+        update = jax.jit(lambda g, p, of=transform: of.update(g, of.init(p), p)[0])
+        updates.append(update(grads, params))
+    close = partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-7)
+    jax.tree.map(close, updates[0], stack_layers(updates[1]))
+
+
+@pytest.mark.parametrize("batch_size", [64, 1024])
+def test_the_rate_grows_with_the_batch_on_request(batch_size):
+    settings = OptimSettings(lr=0.1, lr_batch_size=256, schedule="linear(floor=0.01)")
+    _, rate = make_optimizer(settings, steps=10, batch_size=batch_size)
+    assert float(rate(0)) == pytest.approx(0.1 * batch_size / 256)
+    assert float(rate(9)) == pytest.approx(0.01)
+    assert peak_rate(OptimSettings(lr=0.1), batch_size) == 0.1
 
 
 def test_sgd_has_momentum():

@@ -34,7 +34,7 @@ def assert_same(a, b):
 
 def last_state(workdir, config):
     """The whole state of a run's newest checkpoint."""
-    optimizer, _ = make_optimizer(config.optim, steps=config.train.steps)
+    optimizer, _ = make_optimizer(config.optim, steps=config.train.steps, batch_size=8)
     average_decay = config.train.average_decay
     make_state = make_init(vivit.build(config.model), optimizer, average_decay=average_decay)
     like = make_parallel(config.parallel).abstract(make_state, config.seed)
@@ -258,7 +258,7 @@ def test_a_run_resumes_on_another_mesh(tmp_path, tiny_config, caplog):
 
 def test_a_checkpoint_of_another_model_lists_what_differs(tiny_run, tiny_config):
     config = tiny_config("--config.model.width=8", "--config.model.depth=2")
-    optimizer, _ = make_optimizer(config.optim, steps=6)
+    optimizer, _ = make_optimizer(config.optim, steps=6, batch_size=8)
     state = jax.jit(make_init(vivit.build(config.model), optimizer, average_decay=None))(0)
     before = sorted(tiny_run.rglob("*"))
     with Checkpoints(tiny_run / "checkpoints") as checkpoints:
@@ -304,6 +304,20 @@ def test_averaged_parameters_are_evaluated_and_restored(tmp_path, tiny_config):
     head = ("head", "kernel")
     pick = lambda tree: tree[head[0]][head[1]]
     assert not np.array_equal(pick(restored.averaged), pick(restored.params))
+    validated = Run(tmp_path / "run").metrics[-1]
+    assert validated["raw_loss"] != validated["loss"]
+    assert validated["raw_damaged"] == 0
+
+
+def test_epochs_are_steps_of_the_split(tmp_path, tiny_config):
+    config = tiny_config("--config.train.steps=0", "--config.train.epochs=0.7")
+    assert train(config, tmp_path / "run").step == 3  # 0.7 * 32 clips / 8
+    assert Run(tmp_path / "run").config.train.steps == 3
+    assert train(config, tmp_path / "run").step == 3
+    with pytest.raises(ValueError, match="epochs=0.5 and steps=6 are both set"):
+        tiny_config("--config.train.epochs=0.5")
+    with pytest.raises(ValueError, match="train.steps=0 must be at least 1"):
+        tiny_config("--config.train.steps=0")
 
 
 def test_a_start_says_what_it_is_doing(tmp_path, tiny_config, data_root):

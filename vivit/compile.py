@@ -108,7 +108,9 @@ def make_steps(
     split = Split(NoClips(), "", names, tuple(range(len(names))), frame, min(frame), "", "", "", "")
     augment = make_augmentation(config.augment, split, size, canvas=config.data.canvas)
     predict_views = make_views(config.data.views, split, size)
-    optimizer, _ = make_optimizer(config.optim, steps=config.train.steps)
+    optimizer, _ = make_optimizer(
+        config.optim, steps=config.train.with_steps(batch_size).steps, batch_size=batch_size
+    )
     make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
     state = parallel.abstract(make_state, config.seed)
     canvas = config.data.canvas or frame

@@ -66,7 +66,7 @@ def train_step(
     model: ViViT, *, batch: int, optim: OptimSettings = OptimSettings()
 ) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
     """Returns seed -> state, the pure training step, and the shapes of a batch of `batch` clips."""
-    update, _ = make_optimizer(replace(optim, warmup_steps=0), steps=1)
+    update, _ = make_optimizer(replace(optim, warmup_steps=0), steps=1, batch_size=batch)
     init = make_init(model, update, average_decay=None)
     step = make_train_step(model, update, TrainSettings())
     return init, step, batch_shapes(batch, model.config.clip)
@@ -92,7 +92,11 @@ def bytes_on_mesh(config: Config, model: ViViT) -> dict[str, int]:
         raise ValueError(f"the mesh {sizes} needs sizes of 1 or more")
     types = (AxisType.Auto,) * len(MESH_AXES)
     mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=types)
-    update, _ = make_optimizer(config.optim, steps=config.train.steps)
+    update, _ = make_optimizer(
+        config.optim,
+        steps=config.train.with_steps(config.data.batch_size).steps,
+        batch_size=config.data.batch_size,
+    )
     init = make_init(model, update, average_decay=config.train.average_decay)
     shapes = jax.eval_shape(init, config.seed)
     state = with_shardings(shapes, shard_by_rules(shapes, mesh, config.parallel.rules))

@@ -17,6 +17,7 @@ from vivit.cost import TRAINING_FLOPS
 from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
 from vivit.model import ViViT
+from vivit.optim import peak_rate
 from vivit.parallel import Parallel
 from vivit.settings import Config
 
@@ -151,6 +152,9 @@ def introduce(
     train, held_out = splits
     settings, steps, size = config.model, config.train.steps, config.data.batch_size
     name = " ".join(filter(None, (settings.family, settings.size)))
+    scaled = f"{peak_rate(config.optim, size):.3g}"
+    if config.optim.lr_batch_size:
+        scaled += f" = {config.optim.lr:g} * {size} / {config.optim.lr_batch_size} (batch size)"
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     lines = {
         "model": f"{name}, {counts['parameters']:,} parameters, {counts['tokens']:,} tokens "
@@ -163,6 +167,7 @@ def introduce(
         "devices": f"{count} x {kind}, {parallel}; {settings.dtype}, "
         f"{model.config.kernel.name} kernel",
         "training": f"{steps:,} steps of {size} clips, {steps * size / len(train):.1f} epochs",
+        "optimiser": f"{config.optim.name}, {config.optim.schedule} from lr {scaled}",
         "folder": str(folder),
     }
     return "\n".join(f"{key:10}{text}" for key, text in lines.items())

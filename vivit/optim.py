@@ -1,8 +1,6 @@
-"""Optimisers and learning-rate schedules by name, and the optax chain of a config."""
+"""The optax chain of a config: an optimiser and a schedule by name, and what goes around them."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,128 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vivit.registry import OptionRegistry, Options, options_of
+from vivit.optimizers import OPTIMIZERS, optimizer, path_name
+from vivit.schedules import SCHEDULES, Schedule, schedule
 from vivit.settings import OptimSettings
 
-# A leaf's path in a tree as text: "stage_0/norm/scale".
-_path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
-
-Schedule = Callable[[Any], Any]  # training step -> learning rate
+__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "optimizer", "peak_rate", "schedule"]
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """A registered optimiser: `make(**options)` is the transformation of clipped gradients to
-    updates before the learning rate."""
-
-    name: str
-    make: Callable[..., optax.GradientTransformation]
-    options: Options = field(default_factory=Options)
-
-    def __call__(self) -> optax.GradientTransformation:
-        return self.make(**self.options)
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """A registered schedule: `make(lr=, warmup_steps=, steps=, **options)` maps a training step to
-    its learning rate."""
-
-    name: str
-    make: Callable[..., Schedule]
-    options: Options = field(default_factory=Options)
-
-    def __call__(self, *, lr: float, warmup_steps: int, steps: int) -> Schedule:
-        return self.make(lr=lr, warmup_steps=warmup_steps, steps=steps, **self.options)
-
-
-OPTIMIZERS: OptionRegistry[Optimizer] = OptionRegistry("optimiser")
-SCHEDULES: OptionRegistry[LearningRate] = OptionRegistry("schedule")
-
-
-def optimizer(name: str):
-    """Returns a decorator that registers a function as an optimiser.
-
-    The function's keyword-only arguments are the optimiser's options, each with a default.
-    """
-
-    def register(make):
-        OPTIMIZERS.add(name, Optimizer(name, make, options_of(make)))
-        return make
-
-    return register
-
-
-def schedule(name: str):
-    """Returns a decorator that registers a function as a learning-rate schedule.
-
-    The function takes lr, warmup_steps and steps by keyword; its other keyword-only arguments are
-    the schedule's options, each with a default.
-    """
-
-    def register(make):
-        options = options_of(make, given=("lr", "warmup_steps", "steps"))
-        SCHEDULES.add(name, LearningRate(name, make, options))
-        return make
-
-    return register
-
-
-@schedule("cosine")
-def warmup_cosine(*, lr: float, warmup_steps: int, steps: int, floor: float = 0.0) -> Schedule:
-    """Returns a linear rise from lr / warmup_steps to lr, then half a cosine to `floor` at the last
-    step, where it stays.
-
-    Raises ValueError for a warm-up as long as the training, and a floor above lr.
-    """
-    if not 0 <= warmup_steps < steps:
-        raise ValueError(
-            f"optim.{warmup_steps=} must be at least 0 and less than train.{steps=}; set "
-            f"--config.optim.warmup_steps={max(steps // 20, 0)}, or a part of the steps by "
-            "--config.optim.warmup_fraction"
-        )
-    if not 0 <= floor <= lr:
-        raise ValueError(f"{floor=} of schedule 'cosine' must be between 0 and {lr=}")
-
-    def rate(step):
-        warm = lr * (step + 1) / max(warmup_steps, 1)
-        progress = jnp.clip((step - warmup_steps) / max(steps - 1 - warmup_steps, 1), 0, 1)
-        cosine = floor + (lr - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup_steps, warm, cosine)
-
-    return rate
-
-
-@optimizer("adamw")
-def adamw(
-    *, b1: float = 0.9, b2: float = 0.999, weight_decay: float = 0.05
-) -> optax.GradientTransformation:
-    """AdamW (1711.05101): the decay is not scaled by the gradient's moments."""
-    return optax.chain(
-        optax.scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay, decayed)
-    )
-
-
-@optimizer("sgd")
-def sgd(*, momentum: float = 0.9, weight_decay: float = 0.05) -> optax.GradientTransformation:
-    """SGD with momentum, ViViT's (2103.15691, section 4.1), and L2 regularisation."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.trace(momentum))
+def peak_rate(settings: OptimSettings, batch_size: int) -> float:
+    """Returns the learning rate after warm-up of a run with this global batch size."""
+    scale = batch_size / settings.lr_batch_size if settings.lr_batch_size else 1.0
+    return settings.lr * scale
 
 
 def make_optimizer(
-    settings: OptimSettings, *, steps: int
+    settings: OptimSettings, *, steps: int, batch_size: int
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """Returns the optimiser of a run of `steps` training steps, and its schedule.
+    """Returns the optimiser of a run of `steps` training steps with this global batch size, and its
+    schedule.
 
     Raises ValueError for unknown names and options, and values out of range.
     """
     warmup = settings.warmup_steps or int(settings.warmup_fraction * steps)
-    rate = SCHEDULES[settings.schedule](lr=settings.lr, warmup_steps=warmup, steps=steps)
+    lr = peak_rate(settings, batch_size)
+    rate = SCHEDULES[settings.schedule](lr=lr, warmup_steps=warmup, steps=steps)
     parts: list[Any] = [OPTIMIZERS[settings.name]()]
     if settings.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
-    if not 0 < settings.layer_decay <= 1:
-        raise ValueError(f"optim.layer_decay={settings.layer_decay} is not in (0, 1]")
     if settings.freeze:
         which = partial(_frozen_or_not, patterns=settings.freeze)
         moving: dict[Any, optax.GradientTransformation] = {
@@ -150,7 +53,7 @@ def _frozen_or_not(params, *, patterns: tuple[str, ...]):
 
     Raises ValueError for a pattern that freezes nothing.
     """
-    paths = [_path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [p for p in patterns if not any(re.search(p, path) for path in paths)]
     if idle:
         raise ValueError(
@@ -159,7 +62,7 @@ def _frozen_or_not(params, *, patterns: tuple[str, ...]):
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: (
-            "freeze" if any(re.search(p, _path_name(path)) for p in patterns) else "train"
+            "freeze" if any(re.search(p, path_name(path)) for p in patterns) else "train"
         ),
         params,
     )
@@ -218,8 +121,3 @@ def _layer_number(path, leaf, depths: dict[str, int]) -> np.ndarray:
     if rest[0] in ("norm", "pool"):
         return np.asarray(before + depths[first])
     return np.asarray(before)
-
-
-def decayed(params):
-    """Returns True for what weight decay shrinks: kernels, not biases, norms, tokens, positions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)

@@ -5,7 +5,8 @@ this one. Fields, types and defaults are listed once, in these classes; `configs
 from them.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from vivit.data.settings import AugmentSettings, DataSettings
 from vivit.mesh import FSDP, TENSOR
@@ -27,6 +28,9 @@ class OptimSettings:
 
     name: of OPTIMIZERS, with its options: "adamw(b2=0.98, weight_decay=0.1)".
     lr: the learning rate after warm-up.
+    lr_batch_size: the batch size that `lr` is for: a run's rate is lr * data.batch_size /
+        lr_batch_size (1706.02677, section 2.1), and a schedule's floor stays as it is; 0 for `lr`
+        at any batch size.
     schedule: a name of SCHEDULES, with its options: "cosine(floor=1e-5)".
     warmup_steps: over which the learning rate grows linearly to `lr`.
     warmup_fraction: of the training steps, instead of warmup_steps, rounded down.
@@ -39,6 +43,7 @@ class OptimSettings:
 
     name: str = "adamw"
     lr: float = 1e-3
+    lr_batch_size: int = 0
     schedule: str = "cosine"
     warmup_steps: int = 0
     warmup_fraction: float = 0.0
@@ -47,6 +52,16 @@ class OptimSettings:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optim.lr={self.lr} is not a number above 0")
+        if self.lr_batch_size < 0:
+            raise ValueError(f"optim.lr_batch_size={self.lr_batch_size} is below 0")
+        if self.clip_norm is not None and not 0 <= self.clip_norm < math.inf:
+            raise ValueError(
+                f"optim.clip_norm={self.clip_norm} is not a number of at least 0, or None"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} is not in (0, 1]")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"optim.warmup_fraction={self.warmup_fraction} is not in [0, 1)")
         if self.warmup_fraction and self.warmup_steps:
@@ -61,6 +76,7 @@ class TrainSettings:
     """The schema of `config.train`.
 
     steps, log_every, eval_every, checkpoint_every: in training steps, each at least 1.
+    epochs: over the split's clips, instead of `steps`, which is then 0.
     keep_checkpoints: the newest ones to keep; the one with the best validation score stays too.
     accumulate: parts of a batch that are computed one after another, with the result of the whole
         batch and the memory of one part.
@@ -70,6 +86,7 @@ class TrainSettings:
     """
 
     steps: int = 500
+    epochs: float = 0.0
     log_every: int = 20
     eval_every: int = 100
     checkpoint_every: int = 100
@@ -80,7 +97,14 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         every = ("log_every", "eval_every", "checkpoint_every")
-        names = ("steps", *every, "keep_checkpoints", "accumulate")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"train.epochs={self.epochs} is not a number of at least 0")
+        if self.epochs and self.steps:
+            raise ValueError(
+                f"train.epochs={self.epochs} and steps={self.steps} are both set; set one of them "
+                "to 0"
+            )
+        names = (*every, "keep_checkpoints", "accumulate", *(() if self.epochs else ("steps",)))
         problems = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) < 1]
         if problems:
             raise ValueError(f"{', '.join(problems)} must be at least 1")
@@ -88,6 +112,16 @@ class TrainSettings:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} is not in [0, 1]")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ValueError(f"train.average_decay={self.average_decay} is not in [0, 1)")
+
+    def with_steps(self, batch_size: int, *, clips: int = 10**6) -> "TrainSettings":
+        """Returns settings whose `steps` are those of `epochs`, rounded, if these were given.
+
+        clips: of the split; the default is for who needs some number of steps without opening it.
+        """
+        if not self.epochs:
+            return self
+        steps = max(1, round(self.epochs * clips / batch_size))
+        return replace(self, steps=steps, epochs=0.0)
 
 
 @dataclass(frozen=True)

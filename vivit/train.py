@@ -28,6 +28,7 @@ from vivit.config import (
     copy_modules,
     import_modules,
     parse,
+    read_workdir,
 )
 from vivit.cost import abstract_params, count
 from vivit.data.augment import make_augmentation
@@ -87,6 +88,8 @@ def train(
         train_split, held_out = (open_split(config.data, name) for name in config.data.splits)
         for split in (train_split, held_out):
             check_split(split, config.model, config.data)
+        size = config.data.batch_size
+        config = replace(config, train=config.train.with_steps(size, clips=len(train_split)))
         augment = make_augmentation(
             config.augment, train_split, (height, width), canvas=config.data.canvas
         )
@@ -95,14 +98,16 @@ def train(
 
         # Optimiser and the two steps.
         check_batch_size(
-            config.data.batch_size,
+            size,
             parallel.devices,
             accumulate=config.train.accumulate,
             clips=len(train_split),
         )
         _check_tokens_split(model, parallel)
         config, loaded = load_for_run(config, model, workdir)
-        optimizer, learning_rate = make_optimizer(config.optim, steps=config.train.steps)
+        optimizer, learning_rate = make_optimizer(
+            config.optim, steps=config.train.steps, batch_size=size
+        )
         make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
         train_step = make_train_step(model, optimizer, config.train, augment=augment)
         eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
@@ -156,9 +161,16 @@ def train(
         run_step = parallel.train(train_step, state).lower(state, batch).compile()
         logger.info("compiled in %.1f s", time.perf_counter() - compiling)
         if is_first():
-            write_cost(folder, counts, run_step, batch_size=config.data.batch_size)
+            write_cost(folder, counts, run_step, batch_size=size)
         tracer = Profile(folder, profile)
         stack.enter_context(closing(tracer))
+
+        def validate(params: Any) -> dict[str, float]:
+            batches = eval_batches(one_view, held_out, frames=frames, **of_process)
+            with closing(batches):
+                scores = score(eval_step, params, batches, parallel)
+            return {**scores.metrics, "damaged": scores.damaged(held_out)}
+
         pending, pace = [], Pace(config, counts, waited=batches.waited)
 
         for step in range(start + 1, steps + 1):
@@ -184,10 +196,11 @@ def train(
             validated = None
             if step % config.train.eval_every == 0 or step == steps:
                 jax.block_until_ready(state)
-                validation = eval_batches(one_view, held_out, frames=frames, **of_process)
-                with pace.paused(), closing(validation):
-                    scores = score(eval_step, state.eval_params, validation, parallel)
-                validated = {**scores.metrics, "damaged": scores.damaged(held_out)}
+                with pace.paused():
+                    validated = validate(state.eval_params)
+                    if state.averaged is not None:
+                        raw = validate(state.params)
+                        validated |= {f"raw_{name}": value for name, value in raw.items()}
                 log.write(step, "validation", validated)
 
             if validated or step % config.train.checkpoint_every == 0 or last:
@@ -255,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     profile = arguments.profile and parse_profile(arguments.profile)
     with connected(arguments):
         step = int(train(config, arguments.workdir, profile=profile).step)
-        if step < config.train.steps:
+        if step < read_workdir(arguments.workdir).train.steps:
             sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
         print(f"trained to step {step}; python -m vivit.evaluate --workdir={arguments.workdir}")
 

@@ -179,7 +179,7 @@ def updates(params, **options):
     settings = OptimSettings(
         name="sgd(momentum=0.0, weight_decay=0.0)", lr=0.1, clip_norm=None, **options
     )
-    optimizer, _ = make_optimizer(settings, steps=10)
+    optimizer, _ = make_optimizer(settings, steps=10, batch_size=8)
     grads = jax.tree.map(jnp.ones_like, params)
     return flat(optimizer.update(grads, optimizer.init(params), params)[0])
 
@@ -217,7 +217,7 @@ def vivit_tree(steps):
 def test_what_is_frozen_stays_and_has_no_state():
     params = init(vivit.build({**TINY, "family": "joint", "depth": 2}))
     settings = OptimSettings(lr=0.1, freeze=(r"^tubelet", r"layer_0/"), clip_norm=1.0)
-    optimizer, _ = make_optimizer(settings, steps=10)
+    optimizer, _ = make_optimizer(settings, steps=10, batch_size=8)
     state = optimizer.init(params)
     grads = jax.tree.map(jnp.ones_like, params)
     moved = flat(optimizer.update(grads, state, params)[0])
@@ -231,11 +231,11 @@ def test_what_is_frozen_stays_and_has_no_state():
 
 def test_a_pattern_that_freezes_nothing_is_refused():
     params = init(vivit.build({**TINY, "family": "joint"}))
-    optimizer, _ = make_optimizer(OptimSettings(freeze=("tubelets",)), steps=10)
+    optimizer, _ = make_optimizer(OptimSettings(freeze=("tubelets",)), steps=10, batch_size=8)
     with pytest.raises(ValueError, match=r"optim.freeze has \['tubelets'\], found in no path"):
         optimizer.init(params)
     with pytest.raises(ValueError, match=r"layer_decay=0.0 is not in \(0, 1\]"):
-        make_optimizer(OptimSettings(layer_decay=0.0), steps=10)
+        make_optimizer(OptimSettings(layer_decay=0.0), steps=10, batch_size=8)
 
 
 def test_the_command_line(tmp_path, capsys):

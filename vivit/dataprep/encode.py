@@ -112,7 +112,7 @@ def _write_h264(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
                 dst_colorspace="ITU601",
                 dst_color_range="MPEG",
             )
-            pixels.update(small.to_ndarray())
+            pixels.update(small.to_ndarray().data)
             small.pts, small.time_base = tick, Fraction(1, CLOCK)
             small.pict_type = 0  # the source's frame types do not bind our encoder
             container.mux(stream.encode(small))
@@ -154,7 +154,7 @@ def _write_raw(frames: Iterator[VideoFrame], ticks: list[int], short_side: int, 
     pictures = np.stack(list(_shrunk(frames, ticks, short_side)))
     _, height, width, _ = pictures.shape
     values = {"width": width, "height": height, "sizes": [pictures.nbytes]}
-    return {**values, "pixels": hashlib.sha256(pictures).hexdigest()}, pictures
+    return {**values, "pixels": hashlib.sha256(pictures.data).hexdigest()}, pictures
 
 
 def _shrunk(frames: Iterator[VideoFrame], ticks: list[int], short_side: int):
