@@ -70,7 +70,8 @@ CLIPS = {
 def row_of(name: str, found: dict[str, Any]) -> str:
     chips, train = found.get("devices", 0), found.get("train", {})
     if "peak_bytes" not in train:
-        return f"| {name} | {found['batch']} | | does not fit: {train.get('error', '')} | | | | |"
+        reason = train.get("error", "one clip per device does not fit")
+        return f"| {name} | {found['batch']} | | {reason} | | | | |"
     bounds = found["bounds"]
     milliseconds = [
         f"{1e3 * bounds[key]:,.0f}"

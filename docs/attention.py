@@ -19,7 +19,8 @@ GRID = (3, 6, 6)  # time steps, rows, columns of the pictures
 QUERY = (1, 2, 3)
 CELL, GAP = 7, 6
 PAGES = {  # which measurements of docs/benchmark/ each page has
-    "attention.md": ("lengths", "short", "compile"),
+    "attention.md": ("lengths", "short", "compile", "accelerator_h100", "kernels_h100"),
+    "devices.md": ("devices",),
     "data.md": ("data",),
     "pretrained.md": ("weights",),
 }
