@@ -113,6 +113,20 @@ def _covered(twin, margin):
     return moved == 255
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("brightness", lambda x: 0.1 * x),
+        ("solarize", lambda x: 255 - x),
+        ("posterize", lambda x: x // 128 * 128),
+    ],
+)
+def test_beyond_the_papers_magnitude_operations_end_at_their_last_sense(clip, name, expected):
+    whole = jnp.asarray(clip, jnp.float32)
+    out = randaugment.apply(name, whole, jnp.float32(2.5), jnp.float32(-1.0))
+    np.testing.assert_allclose(out, expected(clip.astype(np.float32)), atol=1e-3)
+
+
 def test_geometric_operations_move_where_they_say(clip):
     frame = jnp.zeros((1, 21, 21, 3)).at[:, 10, 15].set(255.0)  # right of the middle
     turned = randaugment.apply("rotate", frame, jnp.float32(1.0), jnp.float32(1.0))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.data.conftest import load, load_views, opened
+from vivit.data.settings import DataSettings
 from vivit.data.sources import DATA_SETS, OPENERS, DataSet
 from vivit.data.whole_clips import open_whole_clips
 from vivit.dataprep.__main__ import main
@@ -55,6 +56,23 @@ def test_processes_share_a_batch(train_split):
     parts = [take(train_split, 1, start=2, process=p, processes=2)[0] for p in (0, 1)]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in whole}
     assert same(joined, whole)
+
+
+def test_repeated_clips_are_apart_in_the_batch_and_draw_alone(train_split):
+    batches = take(train_split, 8, repeats=2)  # 32 clips, twice each
+    prints = [[clip.tobytes() for clip in batch["clips"]] for batch in batches]
+    for batch in prints:
+        assert batch[:4] == batch[4:]
+        assert len(set(batch)) == 4
+    assert len({clip for batch in prints for clip in batch}) == 32
+    indices = np.concatenate([batch["indices"] for batch in batches])
+    assert len(set(indices.tolist())) == 64  # from which a clip's augmentation is drawn
+    assert same(take(train_split, 1, repeats=2, start=6)[0], batches[6])
+    parts = [take(train_split, 1, repeats=2, start=2, process=p, processes=2)[0] for p in (0, 1)]
+    assert same({k: np.concatenate([part[k] for part in parts]) for k in parts[0]}, batches[2])
+    for repeats in (0, 3, 8):
+        with pytest.raises(ValueError, match=f"repeats={repeats} does not divide .*batch_size=8"):
+            DataSettings(batch_size=8, repeats=repeats)
 
 
 @pytest.mark.slow

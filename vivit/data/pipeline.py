@@ -224,6 +224,8 @@ def train_batches(
     loader = TrainLoader(settings, split, frames, seed)
     epochs = ENDLESS // len(split)
     dataset = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(epochs)
+    if settings.repeats > 1:
+        dataset = grain.MapDataset.source(_Repeated(dataset, size, settings.repeats))
     batches = dataset.map_with_index(loader).batch(local)[start * processes + process :: processes]
     iterable = batches.to_iter_dataset(_read_options(settings.threads))
     if settings.workers:
@@ -234,6 +236,24 @@ def train_batches(
         )
         iterable = iterable.mp_prefetch(options, worker_init_fn=_start_worker)
     return Batches(iter(iterable), split, settings)
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """Numbers of which each is `repeats` times in a batch of `size`: all, then all again, so that
+    neighbours, which mixup pairs, are different clips."""
+
+    numbers: Any
+    size: int
+    repeats: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)  # there is no end that anyone reaches
+
+    def __getitem__(self, index: int) -> int:
+        batch, place = divmod(index, self.size)
+        distinct = self.size // self.repeats
+        return self.numbers[batch * distinct + place % distinct]
 
 
 def eval_batches(

@@ -20,7 +20,8 @@ FILL = 128.0  # what comes in from beyond the edge
 
 
 class Operation(NamedTuple):
-    """strength: magnitude in 0 .. 1 and a sign (-1 or 1) -> its argument, as in the paper's code.
+    """strength: magnitude and a sign (-1 or 1) -> its argument, as in the paper's code, whose
+    largest magnitude is 1 here. Beyond it brightness and colours never turn negative.
 
     Either matrix: (argument, height, width) -> affine map [2, 3] from a pixel of the result to one
     of the frame; or apply: (frames, argument) -> frames.
@@ -59,15 +60,20 @@ OPERATIONS.add("translate_y", _affine(0.45, lambda by, h, w: _rows((1.0, 0.0, by
 
 def _blending(other: Callable[[Frames], Frames]) -> Operation:
     blend = lambda clip, factor: colour.blend(clip, other(clip), factor)
-    return Operation(lambda m, sign: 1 + 0.9 * sign * m, apply=blend)
+    return Operation(lambda m, sign: jnp.maximum(1 + 0.9 * sign * m, 0.1), apply=blend)
 
 
 OPERATIONS.add("brightness", _blending(colour.black))
 OPERATIONS.add("colour", _blending(colour.grey))
 OPERATIONS.add("contrast", _blending(colour.mean_grey))
 OPERATIONS.add("sharpness", _blending(colour.smooth))
-OPERATIONS.add("posterize", Operation(lambda m, _: 8 - jnp.round(4 * m), apply=colour.posterize))
-OPERATIONS.add("solarize", Operation(lambda m, _: 256 * (1 - m), apply=colour.solarize))
+OPERATIONS.add(
+    "posterize",
+    Operation(lambda m, _: jnp.maximum(8 - jnp.round(4 * m), 1), apply=colour.posterize),
+)
+OPERATIONS.add(
+    "solarize", Operation(lambda m, _: 256 * jnp.maximum(1 - m, 0), apply=colour.solarize)
+)
 OPERATIONS.add("invert", Operation(lambda m, _: m, apply=lambda clip, _: 255 - clip))
 OPERATIONS.add(
     "autocontrast", Operation(lambda m, _: m, apply=lambda clip, _: colour.autocontrast(clip))
@@ -97,7 +103,7 @@ def warp(clip: Frames, matrix: Float[Array, "2 3"]) -> Frames:
 
 
 def apply(name: str, clip: Frames, magnitude: Scalar, sign: Scalar) -> Frames:
-    """Returns the clip after one operation, at a magnitude in 0 .. 1."""
+    """Returns the clip after one operation, at a magnitude of which 1 is the paper's largest."""
     operation = OPERATIONS[name]
     argument = operation.strength(magnitude, sign)
     if operation.matrix is not None:
@@ -107,7 +113,7 @@ def apply(name: str, clip: Frames, magnitude: Scalar, sign: Scalar) -> Frames:
 
 
 def randaugment(clip: Frames, key: Array, *, count: int, magnitude: float) -> Frames:
-    """Returns the clip after `count` operations drawn with equal chance; magnitude in 0 .. 1."""
+    """Returns the clip after `count` operations drawn with equal chance; magnitude: see `apply`."""
     size, strength = clip.shape[1:3], jnp.float32(magnitude)
     operations = [OPERATIONS[name] for name in OPERATIONS]
     moving = [(x.matrix, x.strength) for x in operations if x.matrix]

@@ -81,7 +81,8 @@ class DataSettings:
 
     name: a prepared data set below `root`, or a manifest (.csv, .parquet) of files below `root`.
     label: the one to train on. splits: those to train on and to validate on.
-    batch_size: clips of all processes. threads: of a process that load clips.
+    batch_size: clips of all processes. repeats: how often each of them is in a training batch, with
+        its own frames and augmentation each time (1901.09335); 1 for once. threads: of a process that load clips.
     workers: additional processes that load batches; 0 for none.
     prefetch: batches that are on the devices before they are needed.
     short_side: pixels that frames of unprepared files are shrunk to; None for their size.
@@ -100,6 +101,7 @@ class DataSettings:
     label: str = "motion"
     splits: tuple[str, ...] = ("train", "validation")
     batch_size: int = 64
+    repeats: int = 1
     threads: int = 2
     workers: int = 0
     prefetch: int = 2
@@ -121,6 +123,15 @@ class DataSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 problems.append(f"data.{name}={value} is not positive")
+        if (
+            self.repeats < 1
+            or self.batch_size % self.repeats
+            or self.batch_size == self.repeats > 1
+        ):
+            problems.append(
+                f"data.repeats={self.repeats} does not divide data.batch_size={self.batch_size} "
+                "into several clips"
+            )
         if self.workers < 0:
             problems.append(f"data.workers={self.workers} is below 0")
         if len(self.splits) < 2:
@@ -144,7 +155,8 @@ class AugmentSettings:
     flip: probability. Labels that tell left from right become those of the mirror image.
     brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x. hue: is shifted by -x
         to x of the circle. colour_jitter: probability of all four. grey: probability.
-    operations, magnitude: of RandAugment (1909.13719): how many, and their strength in 0 .. 10.
+    operations, magnitude: of RandAugment (1909.13719): how many, and their strength in 0 .. 30, of
+        which 10 is the largest of the paper's figures.
     erase: probability that a box of noise covers a part (1708.04896).
     mixup, cutmix: alpha of the Beta distribution of the mixing weights (1710.09412, 1905.04899);
         with both, each pair of clips gets one of them. Pairs are neighbours in the batch.
@@ -177,8 +189,8 @@ class AugmentSettings:
                 problems.append(f"{name}={getattr(self, name)} is below 0")
         if not 0 <= self.hue <= 0.5:
             problems.append(f"hue={self.hue} is not in 0 .. 0.5")
-        if not 0 <= self.magnitude <= 10:
-            problems.append(f"magnitude={self.magnitude} is not in 0 .. 10")
+        if not 0 <= self.magnitude <= 30:
+            problems.append(f"magnitude={self.magnitude} is not in 0 .. 30")
         if self.crop not in ("random", "centre"):
             problems.append(f"crop={self.crop!r} is neither random nor centre")
         low, high = self.short_side or (1, 1)
