@@ -81,8 +81,9 @@ class DataSettings:
 
     name: a prepared data set below `root`, or a manifest (.csv, .parquet) of files below `root`.
     label: the one to train on. splits: those to train on and to validate on.
-    batch_size: clips of all processes. repeats: how often each of them is in a training batch, with
-        its own frames and augmentation each time (1901.09335); 1 for once. threads: of a process that load clips.
+    batch_size: clips of all processes. threads: of a process that load clips.
+    repeats: how often each clip of a training batch is in it, with frames and augmentation of its
+        own each time (1901.09335).
     workers: additional processes that load batches; 0 for none.
     prefetch: batches that are on the devices before they are needed.
     short_side: pixels that frames of unprepared files are shrunk to; None for their size.
