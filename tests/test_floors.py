@@ -48,6 +48,7 @@ FLOORS = {
     "vivit.preemption": 3,
     "vivit.profiling": 3,
     "vivit.results": 3,
+    "vivit.quicktest": 3,
     "vivit.run": 3,
     "vivit.train": 3,
     "vivit.analysis": 4,

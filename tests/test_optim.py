@@ -36,6 +36,7 @@ def make(name="sgd(weight_decay=0.0)", *, steps=10, lr=0.1, clip_norm=None, **se
         ("constant", 1.0),
         ("wsd(decay=0.75, floor=0.1)", 0.1 + 0.9 * 0.5 / 0.75),
         ("wsd(floor=0.1)", 1.0),
+        ("steps((0.4, 0.9), factor=0.5)", 0.5),
         ("rsqrt(timescale=4, decay=0.25, floor=0.1)", 0.1 + 0.9 / 2**0.5),
     ],
 )
@@ -44,7 +45,7 @@ def test_a_schedule_warms_up_and_ends_at_its_floor(name, halfway):
     values = [float(rate(step)) for step in range(14)]
     np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(values[8], halfway, rtol=1e-6)
-    floor = SCHEDULES[name].options.get("floor", 1.0)
+    floor = SCHEDULES[name].options.get("floor", 0.25 if name.startswith("steps") else 1.0)
     np.testing.assert_allclose(values[12:], [floor] * 2, rtol=1e-6)  # the last step, and after it
     assert all(a >= b for a, b in itertools.pairwise(values[4:]))
 
@@ -65,6 +66,7 @@ def test_a_schedule_warms_up_and_ends_at_its_floor(name, halfway):
             {"name": "adam"},
             "unknown optimiser 'adam'; known: adafactor, adamw, lamb, lion, muon, sgd",
         ),
+        ({"schedule": "steps((0.5, 1.0))"}, r"at=\(0.5, 1.0\) of optim.schedule are not parts"),
         ({"schedule": "wsd(decay=0.0)"}, r"decay=0.0 of optim.schedule is not in \(0, 1\]"),
         ({"name": "sgd(momentum=1.0)"}, r"momentum=1.0 is not in \[0, 1\)"),
         ({"name": "adamw(b2=-0.5)"}, r"b2=-0.5 is not in \[0, 1\)"),

@@ -91,6 +91,25 @@ def constant(*, lr: float, warmup_steps: int, steps: int) -> Schedule:
     return warmed_up(jnp.ones_like, lr=lr, warmup_steps=warmup_steps, steps=steps)
 
 
+@schedule("steps")
+def steps_down(
+    *,
+    lr: float,
+    warmup_steps: int,
+    steps: int,
+    at: tuple[float, ...] = (0.6, 0.9),
+    factor: float = 0.1,
+) -> Schedule:
+    """lr times `factor` after each of these parts of the steps after the warm-up: TimeSformer's
+    (2102.05095) is at=(11/15, 14/15)."""
+    if not all(0 < part < 1 for part in at):
+        raise ValueError(f"{at=} of optim.schedule are not parts between 0 and 1")
+    if not 0 < factor < 1:
+        raise ValueError(f"{factor=} of optim.schedule is not between 0 and 1")
+    shape = lambda progress: factor ** sum((progress >= part).astype(jnp.float32) for part in at)
+    return warmed_up(shape, lr=lr, warmup_steps=warmup_steps, steps=steps)
+
+
 @schedule("wsd")
 def warmup_stable_decay(
     *, lr: float, warmup_steps: int, steps: int, decay: float = 0.1, floor: float = 0.0

@@ -54,6 +54,7 @@ from vivit.processes import (
     require_shared,
 )
 from vivit.profiling import Profile, parse_profile
+from vivit.quicktest import quicktest, with_films, write_films
 from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
 from vivit.settings import Config
@@ -247,10 +248,16 @@ def main(argv: list[str] | None = None) -> None:
         __doc__,
         "python -m vivit.train --config=configs/moving_digits.py --workdir=runs/moving_digits",
         "python -m vivit.train --config=configs/moving_digits.py --show --config.optim.lr=1e-3",
+        "python -m vivit.train --config=configs/moving_digits.py --workdir=runs/quick --quicktest",
     )
     parser.add_argument("--workdir", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--profile", metavar="FIRST:LAST", help="trace these training steps into RUN/profile"
+    )
+    parser.add_argument(
+        "--quicktest",
+        action="store_true",
+        help="two steps of a small model with the config's parts, on films made in RUN/.quicktest",
     )
     add_process_arguments(parser)
     parser.add_argument(
@@ -267,6 +274,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--workdir=RUN is needed: a folder for the run")
     profile = arguments.profile and parse_profile(arguments.profile)
     with connected(arguments):
+        if arguments.quicktest:
+            config = quicktest(config)
+            films = Path(arguments.workdir) / ".quicktest"
+            on_first(partial(write_films, config, films))
+            config = with_films(config, films)
         step = int(train(config, arguments.workdir, profile=profile).step)
         if step < read_workdir(arguments.workdir).train.steps:
             sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
