@@ -1,20 +1,34 @@
 """Writes hf_*/: tiny HuggingFace models with random weights, as save_pretrained writes them, and
 what they give. Needs torch and transformers, which the project does not:
 
-    python tests/golden/make_huggingface.py
+    python tests/golden/make_huggingface.py [NAME ...]
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
     VivitConfig,
     VivitForVideoClassification,
     VivitModel,
@@ -44,7 +58,22 @@ PRISM = {**SMALL, "image_size": 12, "num_frames": 3, "tubelet_size": [1, 6, 6],
 JEPA = {**SMALL, "crop_size": 16, "frames_per_clip": 4, "patch_size": 8, "mlp_ratio": 2.5,
         "hidden_size": 32, "num_pooler_layers": 2, "pred_hidden_size": 12,
         "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}  # fmt: skip
+IMAGE = {"image_size": 24, "patch_size": 8}
+DINO = {**{k: v for k, v in SMALL.items() if k not in ("intermediate_size", "num_labels")},
+        **IMAGE, "mlp_ratio": 2}  # fmt: skip
 CASES = {
+    "vit": (ViTForImageClassification, ViTConfig, {**SMALL, **IMAGE}),
+    "vit_bare": (ViTModel, ViTConfig, {**SMALL, **IMAGE, "qkv_bias": False}),
+    "deit": (DeiTForImageClassification, DeiTConfig, {**SMALL, **IMAGE}),
+    "dinov2": (Dinov2Model, Dinov2Config, DINO),
+    "dinov2_gated": (Dinov2Model, Dinov2Config, {**DINO, "use_swiglu_ffn": True}),
+    "dinov2_registers": (
+        Dinov2WithRegistersModel,
+        Dinov2WithRegistersConfig,
+        {**DINO, "num_register_tokens": 3},
+    ),
+    "clip": (CLIPVisionModel, CLIPVisionConfig, {**SMALL, **IMAGE}),
+    "siglip": (SiglipVisionModel, SiglipVisionConfig, {**SMALL, **IMAGE}),
     "vivit": (
         VivitForVideoClassification,
         VivitConfig,
@@ -116,6 +145,7 @@ def make(name: str) -> None:
     fields = {
         k: v for k, v in fields.items() if not (k == "num_labels" and "Vision" in cls.__name__)
     }
+    image = "num_frames" not in fields and "frames_per_clip" not in fields
     torch.manual_seed(len(name))
     config = config_cls(**{k: v for k, v in fields.items() if k != "attn_implementation"})
     config._attn_implementation = "eager"
@@ -123,7 +153,7 @@ def make(name: str) -> None:
     with torch.no_grad():  # what starts as zeros or ones would hide a mistake
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
-    frames = fields.get("num_frames", fields.get("frames_per_clip"))
+    frames = fields.get("num_frames", fields.get("frames_per_clip", 1))
     side = fields.get("image_size", fields.get("crop_size"))
     clips = torch.randn(2, frames, 3, side, side)
     options = {"output_hidden_states": True, "output_attentions": True}
@@ -135,7 +165,7 @@ def make(name: str) -> None:
     else:
         run = model
     with torch.no_grad():
-        out = run(clips, **options)
+        out = run(clips[:, 0] if image else clips, **options)
     folder = FOLDER / f"hf_{name}"
     model.save_pretrained(folder)
     arrays = {"input": clips.permute(0, 1, 3, 4, 2).numpy()}
@@ -150,5 +180,5 @@ def make(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in sys.argv[1:] or CASES:
         make(case)

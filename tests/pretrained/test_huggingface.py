@@ -91,8 +91,10 @@ def test_attentions(folder):
     for attention, expected in zip(ours, theirs, strict=False):
         weights = np.asarray(attention.weights())  # [B, h, Tq, Sq, Tk, Sk], no class token
         b, h, t, s = weights.shape[:4]
-        extra = "vivit" in folder.name or "timesformer" in folder.name
-        expected = expected[:, :, extra:, extra:]
+        # Class tokens and registers come first; maps have those of the clip.
+        extra = expected.shape[-1] - (t * s if attention.pattern.name == "joint" else s)
+        if attention.pattern.name != "time":
+            expected = expected[:, :, extra:, extra:]
         if attention.pattern.name == "space":
             ours_in_sets = np.stack([weights[:, :, i, :, i] for i in range(t)], axis=1)
             ours_in_sets = ours_in_sets.reshape(b * t, h, s, s)
@@ -151,3 +153,59 @@ def test_the_image_processors_numbers_come_first(tmp_path):
         "config.json",
         "preprocessor_config.json",
     }
+
+
+IMAGES = [f for f in FOLDERS if json.loads((f / "config.json").read_text()).get("patch_size")
+          and np.load(f / "outputs.npz")["input"].shape[1] == 1]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", IMAGES, ids=lambda f: f.name)
+def test_an_image_model_becomes_one_of_clips(folder):
+    """Every frame on its own, then their mean: a still clip has the image's features."""
+    images = np.load(folder / "outputs.npz")["input"]
+    one = pretrained.load(folder)
+    options = {"family": "average_pool", "clip": (4, 24, 24), "model": {"tubelet": (2, 8, 8)}}
+    video = pretrained.load(folder, **options)
+    expected = vivit.build(one.model_config).apply({"params": one.params}, images)
+    model = vivit.build(video.model_config)
+    still = model.apply({"params": video.params}, images.repeat(4, axis=1))
+    np.testing.assert_allclose(still, expected, atol=1e-4)
+    joint = pretrained.load(folder, **{**options, "family": "joint"})
+    tokens = vivit.build(joint.model_config).apply({"params": joint.params}, images.repeat(4, 1))
+    assert np.isfinite(tokens).all()
+
+
+def test_layer_scale_and_classifiers_are_accounted_for():
+    report = str(pretrained.load(GOLDEN / "hf_dinov2").report)
+    assert "folded into the layer before it" in report
+    assert "the mask token of pre-training" in report
+
+
+def test_the_vision_tower_is_found_beside_a_text_tower(tmp_path):
+    shutil.copytree(GOLDEN / "hf_clip", tmp_path / "both")
+    arrays = load_file(tmp_path / "both/model.safetensors")
+    both = {f"vision_model.{name}": array for name, array in arrays.items()}
+    both |= {"text_model.embeddings.token_embedding.weight": np.ones((3, 4), np.float32)}
+    both |= {"logit_scale": np.ones((), np.float32), "text_projection.weight": np.ones((4, 4))}
+    save_file(both, tmp_path / "both/model.safetensors")
+    config = json.loads((tmp_path / "both/config.json").read_text())
+    text = {"model_type": "clip", "vision_config": config, "text_config": {}}
+    (tmp_path / "both/config.json").write_text(json.dumps(text))
+    one, other = pretrained.load(GOLDEN / "hf_clip"), pretrained.load(tmp_path / "both")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+@pytest.mark.parametrize(
+    ("folder", "change", "message"),
+    [
+        ("hf_vit_bare", {"pooler_act": "relu"}, "pooler_act='relu', not tanh"),
+        ("hf_siglip", {"vision_use_head": False}, "vision_use_head=False"),
+        ("hf_clip", {"hidden_act": "mish"}, "hidden_act='mish'; known: "),
+    ],
+)
+def test_options_that_no_model_here_has_are_named(tmp_path, folder, change, message):
+    shutil.copytree(GOLDEN / folder, tmp_path / "changed")
+    path = tmp_path / "changed/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(tmp_path / "changed")

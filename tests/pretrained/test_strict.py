@@ -96,7 +96,7 @@ def test_what_a_model_would_need_beyond_the_file():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "hub"}, "unknown source 'hub'; known: hf_timesformer, hf_videomae"),
+        ({"source": "hub"}, "unknown source 'hub'; known: hf_clip, hf_dinov2"),
         ({"inflation": "best"}, "unknown inflation 'best'"),
         ({"position_resize": "nearest"}, "unknown resize 'nearest'; known: cubic, linear"),
         (

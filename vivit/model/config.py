@@ -72,6 +72,7 @@ class ModelConfig:
     qk_norm: bool
     soft_cap: float
     activation: Callable[..., Any]
+    pre_norm: bool
     norm_epsilon: float
     drop_path: float
     dropout: float

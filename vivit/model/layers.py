@@ -9,6 +9,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vivit.axes import Grid
@@ -91,8 +92,18 @@ ACTIVATIONS.add("relu", nn.relu)
 ACTIVATIONS.add("silu", nn.silu)
 
 
+@ACTIVATIONS.register("swiglu")
+def swiglu(x: Array) -> Array:
+    """Returns silu of the first half of the channels times the second half (2002.05202)."""
+    if x.shape[-1] % 2:
+        raise ValueError(f"mlp_dim={x.shape[-1]} must be even for activation 'swiglu'")
+    gate, value = jnp.split(x, 2, axis=-1)
+    return nn.silu(gate) * value
+
+
 class Mlp(nn.Module):
-    """Two dense layers with an activation between them; the result has `features` channels, or as
+    """Two dense layers with an activation between them, to `hidden` channels and, where a gated
+    activation halves them, from half as many; the result has `features` channels, or as
     many as x for 0."""
 
     hidden: int

@@ -58,6 +58,7 @@ def resolve(settings: ModelSettings | Mapping[str, Any] | ConfigDict) -> ModelCo
         qk_norm=model.qk_norm,
         soft_cap=model.soft_cap or 0.0,
         activation=ACTIVATIONS[model.activation],
+        pre_norm=model.pre_norm,
         norm_epsilon=model.norm_epsilon,
         drop_path=model.drop_path,
         dropout=model.dropout,

@@ -76,7 +76,9 @@ class ModelSettings:
         position embeddings or, with position="none", instead of them; 2506.09985.
     registers: additional tokens of every stage that nothing reads; 2309.16588.
     soft_cap: scores s become cap·tanh(s / cap); 2408.00118. None for no cap.
-    activation: of the MLPs: "gelu_tanh" (ViViT's), "gelu" (exact, TimeSformer's), ...
+    activation: of the MLPs: "gelu_tanh" (ViViT's), "gelu" (exact, TimeSformer's), ...; "swiglu"
+        multiplies the two halves of mlp_dim (2002.05202).
+    pre_norm: whether a layer norm comes before the first block, as in CLIP (2103.00020).
     norm_epsilon: of all layer norms but that of the readout mean_then_norm.
     drop_path: the last layer's rate; it grows linearly from 0 over all layers.
     dropout: of tokens and in the MLPs. attention_dropout: of attention weights.
@@ -108,6 +110,7 @@ class ModelSettings:
     registers: int = 0
     soft_cap: float | None = None
     activation: str = "gelu_tanh"
+    pre_norm: bool = False
     norm_epsilon: float = 1e-6
     drop_path: float = 0.0
     dropout: float = 0.0

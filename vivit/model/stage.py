@@ -49,6 +49,8 @@ class Stage(nn.Module):
         config, stage = self.config, self.config.stages[self.i]
         reduction, layout = stage.reduction, stage.layout
         x = self._add_positions_and_extra(x)
+        if config.pre_norm and self.i == 0:
+            x = nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name="pre_norm")(x)
         if reduction != NO_REDUCTION and not reduction.each_layer:
             x = Reduce(config, self.i, name="reduce")(x)
         carry = Carry(x, jnp.ones(x.shape[:3]) if reduction.each_layer else None)

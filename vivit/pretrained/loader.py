@@ -10,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 from vivit.model.params import stack_layers
 from vivit.pretrained import (  # noqa: F401  (sources register when they are imported)
     files,
+    hf_images,
     hf_timesformer,
     hf_videomae,
     hf_videoprism,
