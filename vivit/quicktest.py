@@ -13,6 +13,7 @@ from vivit.pretrained.settings import InitSettings
 from vivit.settings import Config
 
 GRID = 8  # time steps, rows and columns of tokens at most
+PATCH = 4  # pixels of a tubelet's height and width at most
 FRAMES = 48  # of a film
 STEPS = 2
 MANIFEST = "films.csv"
@@ -47,12 +48,12 @@ def quicktest(config: Config) -> Config:
 
 
 def small_model(settings: ModelSettings) -> ModelSettings:
-    """Returns a model with the same parts, tubelet and classes; kernel "auto" is any machine's."""
+    """Returns a model with the same parts and classes; kernel "auto" is any machine's."""
     settings = replace(settings, kernel="auto")
     resolved = resolve(settings)
-    clip = tuple(
-        min(n, GRID) * size for n, size in zip(resolved.grid, resolved.tubelet, strict=True)
-    )
+    tubelet = resolved.tubelet[0], *(min(side, PATCH) for side in resolved.tubelet[1:])
+    grid = (min(n, GRID) for n in resolved.grid)
+    clip = tuple(n * size for n, size in zip(grid, tubelet, strict=True))
     return replace(
         settings,
         size="",
@@ -61,7 +62,7 @@ def small_model(settings: ModelSettings) -> ModelSettings:
         heads=2,
         mlp_dim=96,
         kv_heads=settings.kv_heads and 1,
-        tubelet=resolved.tubelet,
+        tubelet=tubelet,
         clip=clip,
     )
 
