@@ -6,14 +6,13 @@ LayerScale is folded into the layer before it. Names: transformers' modeling_vit
 _dinov2.py, _dinov2_with_registers.py, _clip.py and _siglip.py.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vivit.pretrained import torch_names as hf
-from vivit.pretrained.files import Archive, Arrays
+from vivit.pretrained.files import Archive
 from vivit.pretrained.sources import (
     LoadHints,
     Rule,
@@ -81,7 +80,8 @@ def read_vit(archive: Archive, hints: LoadHints) -> SourceModel:
     )
     if distilled is not None:
         positions = next(n for n in arrays if n.endswith("position_embeddings"))
-        arrays[distilled] = arrays[distilled] + arrays[positions][:, 1:2]
+        row = arrays[positions][:, 1:2].astype(np.float32)
+        arrays[distilled] = arrays[distilled].astype(np.float32) + row
         arrays[positions] = np.delete(arrays[positions], 1, axis=1)
         model.notes.append("the distillation token is a register, with its position")
     heads = model.model_config["heads"]
@@ -122,11 +122,12 @@ def read_dinov2(archive: Archive, hints: LoadHints) -> SourceModel:
     registers = int(config.get("num_register_tokens", 0))
     model = _image(archive, config, hf.IMAGENET, layer, registers=registers, **fields)
     model.model_config["classes"], model.labels = 0, ()
-    outputs = (r"attention\.output\.dense", r"mlp\.(?:fc2|weights_out)")
-    _fold_layer_scale(model, arrays, layer, outputs)
-    named = lambda part: rf"{layer}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
-    out = rf"{layer}\.attention\.(?:output\.dense|o_proj)"
+    attention = r"attention\.(?:output\.dense|o_proj)"
     mlp = (r"mlp\.(?:fc1|weights_in)", r"mlp\.(?:fc2|weights_out)")
+    for number, output in enumerate((attention, mlp[1]), start=1):
+        hf.fold_layer_scale(model, arrays, layer, rf"layer_scale{number}\.lambda1", output)
+    named = lambda part: rf"{layer}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
+    out = rf"{layer}\.{attention}"
     rules = [
         *_embedding_rules(embeddings),
         Rule(rf"{embeddings}\.register_tokens", "stage_0/registers", lambda x: x[0]),
@@ -137,23 +138,6 @@ def read_dinov2(archive: Archive, hints: LoadHints) -> SourceModel:
         Rule(r"classifier\.(?:weight|bias)", why="it reads the class token and the mean of others"),
     ]
     return apply_rules(model, arrays, rules)
-
-
-def _fold_layer_scale(
-    model: SourceModel, arrays: Arrays, layer: str, outputs: tuple[str, str]
-) -> None:
-    """Multiplies the outputs of each attention and MLP by their LayerScale (2103.17239), which is
-    taken out of the arrays."""
-    for number, output in enumerate(outputs, start=1):
-        scales = [n for n in arrays if re.fullmatch(rf"{layer}\.layer_scale{number}\.lambda1", n)]
-        for name in scales:
-            start = name.removesuffix(f"layer_scale{number}.lambda1")
-            scale = arrays.pop(name).astype(np.float32)
-            for folded in [n for n in arrays if n.startswith(start)]:
-                if re.fullmatch(rf"{output}\.(?:weight|bias)", folded.removeprefix(start)):
-                    array = arrays[folded].astype(np.float32)
-                    arrays[folded] = array * scale.reshape(-1, *[1] * (array.ndim - 1))
-            model.dropped[name] = "folded into the layer before it"
 
 
 def _tower(archive: Archive) -> Mapping[str, Any]:
@@ -189,9 +173,8 @@ def read_clip(archive: Archive, hints: LoadHints) -> SourceModel:
     """Returns the vision tower, which gives the normed class token, before any projection."""
     arrays = archive.arrays
     model = _image(archive, _tower(archive), CLIP_PIXELS, TOWER_LAYER, pre_norm=True)
-    kernel = f"{'vision_model.' if any(n.startswith('vision_model.') for n in arrays) else ''}"
-    bias = f"{kernel}embeddings.patch_embedding.bias"
-    arrays.setdefault(bias, np.zeros(model.model_config["width"], np.float32))
+    # Its patches have no bias.
+    arrays["embeddings.patch_embedding.bias"] = np.zeros(model.model_config["width"], np.float32)
     table = lambda x: split_class_row(x[None])
     rules = [
         Rule(rf"{TOWER}embeddings\.class_embedding", "stage_0/class_token", _as_token),
@@ -220,19 +203,13 @@ def read_siglip(archive: Archive, hints: LoadHints) -> SourceModel:
     model = _image(archive, config, HALF, TOWER_LAYER, readout="map_head")
     heads, pool = model.model_config["heads"], "stage_0/pool"
 
-    def split(kind: str):
-        def transform(array: np.ndarray) -> Arrays:
-            parts = zip(("query", "key", "value"), np.split(array, 3), strict=True)
-            return {f"{part}/{kind}": hf.to_heads(heads)(third) for part, third in parts}
-
-        return transform
-
     head = rf"{TOWER}head"
     rules = [
         Rule(rf"{TOWER}embeddings\.position_embedding\.weight", "stage_0/position/table"),
         Rule(rf"{head}\.probe", f"{pool}/query_token", lambda x: x[0]),
-        Rule(rf"{head}\.attention\.in_proj_weight", f"{pool}/", split("kernel")),
-        Rule(rf"{head}\.attention\.in_proj_bias", f"{pool}/", split("bias")),
+        *hf.fused_rules(
+            rf"{head}\.attention\.in_proj_weight", rf"{head}\.attention\.in_proj_bias", pool, heads
+        ),
         *hf.out_rules(rf"{head}\.attention\.out_proj", f"{pool}/out", heads),
         *hf.norm_rules(rf"{head}\.layernorm", f"{pool}/norm_mlp"),
         *hf.dense_rules(rf"{head}\.mlp\.fc1", f"{pool}/mlp/up"),

@@ -3,13 +3,10 @@
 Its tokens are ordered (y, x, t) and those of vivit (t, y, x): the same sets, the same numbers.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from vivit.pretrained import torch_names as hf
-from vivit.pretrained.files import Archive, Arrays
+from vivit.pretrained.files import Archive
 from vivit.pretrained.sources import LoadHints, Rule, SourceModel, apply_rules, depth_of, source
 
 ROOT = r"(?:timesformer\.)?"
@@ -93,15 +90,8 @@ def read_timesformer(archive: Archive, hints: LoadHints) -> SourceModel:
 
 
 def _attention_rules(name: str, path: str, heads: int) -> list[Rule]:
-    def split(kind: str) -> Callable[[np.ndarray], Arrays]:
-        def transform(array: np.ndarray) -> Arrays:
-            parts = zip(("query", "key", "value"), np.split(array, 3), strict=True)
-            return {f"{part}/{kind}": hf.to_heads(heads)(third) for part, third in parts}
-
-        return transform
-
+    fused = rf"{name}\.attention\.qkv"
     return [
-        Rule(rf"{name}\.attention\.qkv\.weight", f"{path}/", split("kernel")),
-        Rule(rf"{name}\.attention\.qkv\.bias", f"{path}/", split("bias")),
+        *hf.fused_rules(rf"{fused}\.weight", rf"{fused}\.bias", path, heads),
         *hf.out_rules(rf"{name}\.output\.dense", f"{path}/out", heads),
     ]

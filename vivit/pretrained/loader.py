@@ -18,6 +18,7 @@ from vivit.pretrained import (  # noqa: F401  (sources register when they are im
     hf_vjepa2,
     runs,
     scenic,
+    timm_vit,
     vit,
 )
 from vivit.pretrained.adapt import adapt

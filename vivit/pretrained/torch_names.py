@@ -4,12 +4,13 @@ Files that transformers 4 wrote have other names than models have in memory in t
 ("attention.attention.query" and "attention.q_proj"); tables match both.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vivit.pretrained.files import Archive
+from vivit.pretrained.files import Archive, Arrays
 from vivit.pretrained.sources import Rule, SourceModel
 
 ACTIVATIONS = {
@@ -97,6 +98,36 @@ def attention_rules(
             Rule(rf"{named(part)}\.bias", f"{path}/{part}/bias", to_heads(heads)),
         ]
     return rules
+
+
+def fused_rules(weight: str, bias: str, path: str, heads: int) -> list[Rule]:
+    """Returns the rules of query, key and value in one weight [3·h·k, D] and one bias, which have
+    these names."""
+
+    def split(kind: str) -> Callable[[np.ndarray], Arrays]:
+        def transform(array: np.ndarray) -> Arrays:
+            parts = zip(("query", "key", "value"), np.split(array, 3), strict=True)
+            return {f"{part}/{kind}": to_heads(heads)(third) for part, third in parts}
+
+        return transform
+
+    return [Rule(weight, f"{path}/", split("kernel")), Rule(bias, f"{path}/", split("bias"))]
+
+
+def fold_layer_scale(
+    model: SourceModel, arrays: Arrays, layer: str, scale: str, output: str
+) -> None:
+    """Multiplies the weight and bias of each `output` layer by its LayerScale (2103.17239), which
+    is taken out of the arrays. layer, scale, output: regexes of parts of names."""
+    scales = [name for name in arrays if re.fullmatch(rf"{layer}\.{scale}", name)]
+    for name in scales:
+        (start,) = re.findall(rf"(.*\.){scale}", name)
+        factor = arrays.pop(name).astype(np.float32)
+        for folded in [n for n in arrays if n.startswith(start)]:
+            if re.fullmatch(rf"{output}\.(?:weight|bias)", folded.removeprefix(start)):
+                array = arrays[folded].astype(np.float32)
+                arrays[folded] = array * factor.reshape(-1, *[1] * (array.ndim - 1))
+        model.dropped[name] = "folded into the layer before it"
 
 
 def block_rules(
