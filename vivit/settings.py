@@ -52,8 +52,8 @@ class OptimSettings:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optim.lr={self.lr} is not a number above 0")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"optim.lr={self.lr} is not a number of at least 0")
         if self.lr_batch_size < 0:
             raise ValueError(f"optim.lr_batch_size={self.lr_batch_size} is below 0")
         if self.clip_norm is not None and not 0 <= self.clip_norm < math.inf:
