@@ -89,8 +89,9 @@ def test_tokens_are_split_over_four_devices(kernel, target):
 
 
 @pytest.mark.parametrize("target", ["v5e:2x2", "h100:4"])
-def test_two_stages_compile_with_fused(target):
-    stages = {"family": "factorised_encoder(2)", "kernel": "fused", "readout": "mean"}
+@pytest.mark.parametrize("readout", ["mean", "cls"])  # with a class token, odd numbers of tokens
+def test_two_stages_compile_with_fused(readout, target):
+    stages = {"family": "factorised_encoder(2)", "kernel": "fused", "readout": readout}
     temporaries(steps_of(target, scan=True, **stages))
 
 

@@ -240,8 +240,9 @@ def test_the_call_of_cudnn_equals_dense(sets):
 
 
 @pytest.mark.gpu
-def test_cudnn_is_no_worse_than_dense_in_bfloat16():
-    exact = draw(200, 200, channels=64, values=64)
+@pytest.mark.parametrize("tokens", [200, 197])
+def test_cudnn_is_no_worse_than_dense_in_bfloat16(tokens):
+    exact = draw(tokens, tokens, channels=64, values=64)
     ours = bfloat16_errors(KERNELS["fused"], exact)
     for error, reference in zip(ours, bfloat16_errors(dense, exact), strict=True):
         assert error <= 1.1 * reference

@@ -80,13 +80,16 @@ def by_cudnn(
     implementation: "cudnn", or "xla" to check this function on any machine.
     """
     *sets, n, h, channels = q.shape
-    values = v.shape[-1]
+    m, values = k.shape[-3], v.shape[-1]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     # cuDNN's queries, keys and values have the same number of channels.
     v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, channels - values)))
-    if n == 1:  # as trajectory attention has; cuDNN's backward pass takes two queries or more
-        q = jnp.pad(q, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    # JAX refuses odd numbers of tokens, as with a class token, and cuDNN's backward pass one query.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(k.shape[0], m, jnp.int32) if m % 2 else None
+    out = jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation=implementation
+    )
     return out[:, :n, :, :values].reshape(*sets, n, h, values)
 
 
