@@ -2,7 +2,7 @@
 
     python -m vivit.train --config=configs/timesformer_k400.py --workdir=runs/timesformer_k400 \\
         --config.init.path=WEIGHTS
-    python -m vivit.compile --config=configs/timesformer_k400.py --target=h100:8
+    python -m vivit.compile --config=configs/timesformer_k400.py --target=h100:8 --frame=256x340
 
 Data: as configs/vivit_b_k400.py. WEIGHTS: a ViT-B/16 of ImageNet-21k. Its model zoo has 77.9 %
 top-1 in 1 x 3 views. Source: TimeSformer's configs/Kinetics/TimeSformer_divST_8x32_224.yaml; weight

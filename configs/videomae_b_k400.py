@@ -2,7 +2,7 @@
 
     python -m vivit.train --config=configs/videomae_b_k400.py --workdir=runs/videomae_b_k400 \\
         --config.init.path=WEIGHTS
-    python -m vivit.compile --config=configs/videomae_b_k400.py --target=h100:8
+    python -m vivit.compile --config=configs/videomae_b_k400.py --target=h100:8 --frame=256x340
 
 Data: as configs/vivit_b_k400.py. WEIGHTS: VideoMAE's ViT-B after 800 epochs of pre-training in
 HuggingFace's format. Its model zoo has 79.4 % top-1 in 5 x 3 views for this script. Source: its

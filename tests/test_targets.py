@@ -100,8 +100,11 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("[!_]*.py") if p.name != "co
 
 def targets_of(config):
     """The targets of the commands in a config's docstring, or a chip of each kind."""
-    doc = ast.get_docstring(ast.parse(config.read_text())) or ""
-    return re.findall(r"--target=(\S+)", doc) or ONE
+    return re.findall(r"--target=(\S+)", doc_of(config)) or ONE
+
+
+def doc_of(config):
+    return ast.get_docstring(ast.parse(config.read_text())) or ""
 
 
 @pytest.mark.parametrize(
@@ -109,5 +112,7 @@ def targets_of(config):
 )
 def test_every_config_compiles_for_its_target(config, target):
     settings = read_config(str(config))
-    steps = make_steps(settings, make_target(target), batch_size=settings.data.batch_size)
+    frames = [(int(h), int(w)) for h, w in re.findall(r"--frame=(\d+)x(\d+)", doc_of(config))]
+    frame, size = next(iter(frames), None), settings.data.batch_size
+    steps = make_steps(settings, make_target(target), batch_size=size, frame=frame)
     assert steps.trained["fits"]
