@@ -6,7 +6,6 @@ side of 256 pixels; clips of 32 frames at stride 2, windows of 224 x 224, batche
 
 import importlib.util
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -31,6 +30,8 @@ from vivit.data.sources import open_split
 from vivit.dataprep.manifest_files import write_manifest
 from vivit.dataprep.prepare import prepare_manifest
 from vivit.dataprep.staging import Spec
+from vivit.io import read_json
+from vivit.run import Run
 from vivit.train import train
 
 FILM, SEGMENTS, SECONDS = "bigbuckbunny.mp4", 64, 3.0
@@ -138,9 +139,8 @@ def measure_run(case: dict[str, Any], *, repeats: int) -> dict[str, Any]:
     config.train.update(steps=10 * (repeats + 1), log_every=10)
     with tempfile.TemporaryDirectory() as folder:
         train(as_config(config), folder)
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-        cost = json.loads((Path(folder) / "cost.json").read_text())
-    rows = [row for row in map(json.loads, lines) if row["split"] == "train"][1:]
+        rows = [row for row in Run(folder).metrics if row["split"] == "train"][1:]
+        cost = read_json(Path(folder) / "cost.json")
     names = ("clips_per_second", "waiting", "mfu")
     found = {n: statistics.median(row[n] for row in rows) for n in names if n in rows[0]}
     return {**found, "temporary_bytes": cost["temporary_bytes"]}

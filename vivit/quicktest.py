@@ -1,5 +1,6 @@
 """Any config made small: a few seconds that say whether its parts fit each other."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,22 +71,18 @@ def small_model(settings: ModelSettings) -> ModelSettings:
 def small_augment(settings: AugmentSettings, shrunk: float) -> AugmentSettings:
     if settings.short_side is None:
         return settings
-    low, high = (_ceil(pixels * shrunk) for pixels in settings.short_side)
+    low, high = (math.ceil(pixels * shrunk) for pixels in settings.short_side)
     return replace(settings, short_side=(low, high))
 
 
 def small_data(settings: DataSettings, shrunk: float, *, batch_size: int) -> DataSettings:
     views, canvas = settings.views, settings.canvas
     if views.short_side:
-        views = replace(views, short_side=_ceil(views.short_side * shrunk))
+        views = replace(views, short_side=math.ceil(views.short_side * shrunk))
     if canvas:
-        canvas = (_ceil(canvas[0] * shrunk), _ceil(canvas[1] * shrunk))
+        canvas = (math.ceil(canvas[0] * shrunk), math.ceil(canvas[1] * shrunk))
     small = {"views": views, "canvas": canvas, "short_side": None}
     return replace(settings, workers=0, batch_size=batch_size, **small)
-
-
-def _ceil(pixels: float) -> int:
-    return int(-(-pixels // 1))
 
 
 def with_films(config: Config, folder: Path) -> Config:
@@ -110,7 +107,7 @@ def write_films(config: Config, folder: Path) -> None:
     if manifest.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    side = 2 * _ceil(0.6 * max(config.model.clip[1:]))
+    side = 2 * math.ceil(0.6 * max(config.model.clip[1:]))
     ticks, clips = [CLOCK // 25 * i for i in range(FRAMES)], []
     counts = {data.splits[0]: data.batch_size, data.splits[1]: 3, "test": 3}
     for split, count in counts.items():

@@ -248,7 +248,7 @@ class _Repeated:
     repeats: int
 
     def __len__(self) -> int:
-        return len(self.numbers)  # there is no end that anyone reaches
+        return len(self.numbers)  # at least ENDLESS clips less one epoch: no run gets so far
 
     def __getitem__(self, index: int) -> int:
         batch, place = divmod(index, self.size)

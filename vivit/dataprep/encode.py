@@ -29,8 +29,8 @@ H264["threads"] = "1"
 class Encoder:
     """A format of prepared clips; vivit.data.sources.OPENERS has its reader.
 
-    encode: (frames, ticks, short_side, quality) -> (height, width, sizes of parts and a hash of the
-    pixels, bytes).
+    encode: (frames, ticks, short_side, quality) -> (height, width and sizes of parts, bytes). Where
+    equal frames may give other bytes, "pixels" is a hash of the frames.
     quality: the default, of `qualities` from the least to the greatest.
     frame_records: whether each frame becomes a record. picture: how these pictures are encoded, in
     TFDS's words; "" for pixels.
@@ -58,8 +58,7 @@ def transcode(
     quality: int,
     largest_frame: int = LARGEST_FRAME,
 ) -> tuple[dict[str, Any], Any]:
-    """Returns a clip in a format of ENCODERS: height, width, sizes of its parts and a hash of its
-    pixels, and its bytes.
+    """Returns a clip in a format of ENCODERS: what `Encoder.encode` says of it, and its bytes.
 
     pts: the frames of a video file to take; None if `source` is concatenated JPEG files of `sizes`.
     ticks: their times in the clip, ascending from 0, in 1/CLOCK s.
@@ -145,16 +144,14 @@ def _write_jpeg(frames: Iterator[VideoFrame], ticks: list[int], short_side: int,
         Image.fromarray(picture).save(file, "JPEG", quality=quality)
         parts.append(file.getvalue())
         size = picture.shape[1], picture.shape[0]
-    data = b"".join(parts)
-    values = {"width": size[0], "height": size[1], "sizes": [len(part) for part in parts]}
-    return {**values, "pixels": hashlib.sha256(data).hexdigest()}, data
+    sizes = [len(part) for part in parts]
+    return {"width": size[0], "height": size[1], "sizes": sizes}, b"".join(parts)
 
 
 def _write_raw(frames: Iterator[VideoFrame], ticks: list[int], short_side: int, quality: int):
     pictures = np.stack(list(_shrunk(frames, ticks, short_side)))
     _, height, width, _ = pictures.shape
-    values = {"width": width, "height": height, "sizes": [pictures.nbytes]}
-    return {**values, "pixels": hashlib.sha256(pictures.data).hexdigest()}, pictures
+    return {"width": width, "height": height, "sizes": [pictures.nbytes]}, pictures
 
 
 def _shrunk(frames: Iterator[VideoFrame], ticks: list[int], short_side: int):

@@ -126,13 +126,14 @@ def encode_clip(row: ClipRow, root: str | Path, spec: Spec) -> tuple[dict[str, A
         largest_frame=spec.limits.largest_frame,
     )
     view = payload.data
-    shown = ticks, values["width"], values["height"], values.pop("pixels")
+    sha256 = hashlib.sha256(view).hexdigest()
+    shown = ticks, values["width"], values["height"], values.pop("pixels", sha256)
     meta = {
         **values,
         "ticks": ticks,
         "seconds": seconds,
         "bytes": len(view),
-        "sha256": hashlib.sha256(view).hexdigest(),
+        "sha256": sha256,
         "content": hashlib.sha256(str(shown).encode()).hexdigest(),
     }
     return meta, view

@@ -84,16 +84,12 @@ def read_vit(archive: Archive, hints: LoadHints) -> SourceModel:
         arrays[distilled] = arrays[distilled].astype(np.float32) + row
         arrays[positions] = np.delete(arrays[positions], 1, axis=1)
         model.notes.append("the distillation token is a register, with its position")
-    heads = model.model_config["heads"]
-    named = lambda part: rf"{layer}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
-    out = rf"{layer}\.attention\.(?:output\.dense|o_proj)"
-    mlp = (r"(?:intermediate\.dense|mlp\.fc1)", r"(?:output\.dense|mlp\.fc2)")
     rules = [
         *_embedding_rules(embeddings),
         Rule(rf"{embeddings}\.distillation_token", "stage_0/registers", lambda x: x[0]),
         Rule(rf"{embeddings}\.position_embeddings", "stage_0/position/", split_class_row),
-        *hf.attention_rules(named, ATTENTION, heads, out=out),
-        *hf.block_rules(layer, PATH, "joint", mlp=mlp),
+        *hf.vit_attention_rules(layer, ATTENTION, model.model_config["heads"]),
+        *hf.block_rules(layer, PATH, "joint", mlp=hf.VIT_MLP),
         *hf.norm_rules(rf"{root}layernorm", "stage_0/norm"),
         *hf.dense_rules(rf"{root}pooler\.dense", "pre_logits"),
         *hf.HEAD,
@@ -122,17 +118,14 @@ def read_dinov2(archive: Archive, hints: LoadHints) -> SourceModel:
     registers = int(config.get("num_register_tokens", 0))
     model = _image(archive, config, hf.IMAGENET, layer, registers=registers, **fields)
     model.model_config["classes"], model.labels = 0, ()
-    attention = r"attention\.(?:output\.dense|o_proj)"
     mlp = (r"mlp\.(?:fc1|weights_in)", r"mlp\.(?:fc2|weights_out)")
-    for number, output in enumerate((attention, mlp[1]), start=1):
+    for number, output in enumerate((hf.VIT_OUT, mlp[1]), start=1):
         hf.fold_layer_scale(model, arrays, layer, rf"layer_scale{number}\.lambda1", output)
-    named = lambda part: rf"{layer}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
-    out = rf"{layer}\.{attention}"
     rules = [
         *_embedding_rules(embeddings),
         Rule(rf"{embeddings}\.register_tokens", "stage_0/registers", lambda x: x[0]),
         Rule(rf"{embeddings}\.position_embeddings", "stage_0/position/", split_class_row),
-        *hf.attention_rules(named, ATTENTION, model.model_config["heads"], out=out),
+        *hf.vit_attention_rules(layer, ATTENTION, model.model_config["heads"]),
         *hf.block_rules(layer, PATH, "joint", norms=("norm1", "norm2"), mlp=mlp),
         *hf.norm_rules(rf"{root}layernorm", "stage_0/norm"),
         Rule(r"classifier\.(?:weight|bias)", why="it reads the class token and the mean of others"),

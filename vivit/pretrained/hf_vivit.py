@@ -14,7 +14,6 @@ from vivit.pretrained.sources import (
 
 ROOT = r"(?:vivit\.)?"
 LAYER = rf"{ROOT}(?:encoder\.layer|layers)\.(\d+)"
-MLP = (r"(?:intermediate\.dense|mlp\.fc1)", r"(?:output\.dense|mlp\.fc2)")
 
 
 @source("hf_vivit", about="HuggingFace ViViT folder", recognises=hf.is_model("vivit"))
@@ -37,15 +36,13 @@ def read_vivit(archive: Archive, hints: LoadHints) -> SourceModel:
         readout="cls",
         pre_logits=None if pooler is None else pooler.shape[0],
     )
-    named = lambda part: rf"{LAYER}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
-    out = rf"{LAYER}\.attention\.(?:output\.dense|o_proj)"
     path, embeddings = r"stage_0/layer_\1", rf"{ROOT}embeddings"
     rules = [
         Rule(rf"{embeddings}\.cls_token", "stage_0/class_token", lambda x: x[None]),
         Rule(rf"{embeddings}\.position_embeddings", "stage_0/position/", split_class_row),
         *hf.patch_rules(rf"{embeddings}\.patch_embeddings\.projection"),
-        *hf.attention_rules(named, f"{path}/attention_joint", shape["heads"], out=out),
-        *hf.block_rules(LAYER, path, "joint", mlp=MLP),
+        *hf.vit_attention_rules(LAYER, f"{path}/attention_joint", shape["heads"]),
+        *hf.block_rules(LAYER, path, "joint", mlp=hf.VIT_MLP),
         *hf.norm_rules(rf"{ROOT}layernorm", "stage_0/norm"),
         *hf.dense_rules(rf"{ROOT}pooler\.dense", "pre_logits"),
         *hf.HEAD,

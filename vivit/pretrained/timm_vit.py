@@ -25,6 +25,7 @@ PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # these widths of its models (so400m, huge, giant, gigantic).
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
 HEAD_CHANNELS = 64
+REGISTERS = ("reg_token", "register_tokens")
 MLP = (r"mlp\.(?:fc1|w12)", r"mlp\.(?:fc2|w3)")  # the second names are DINOv2's giant's
 
 
@@ -72,7 +73,7 @@ def read_timm(archive: Archive, hints: LoadHints) -> SourceModel:
     positions = split_class_row if cls else lambda x: {"table": x[0]}
     rules = [
         Rule("cls_token", "stage_0/class_token", lambda x: x[None]),
-        Rule("(?:reg_token|register_tokens)", "stage_0/registers", lambda x: x[0]),
+        Rule("|".join(REGISTERS), "stage_0/registers", lambda x: x[0]),
         Rule("mask_token", why="the mask token of pre-training"),
         Rule("pos_embed", "stage_0/position/", positions),
         *hf.patch_rules(r"patch_embed\.proj"),
@@ -88,8 +89,7 @@ def read_timm(archive: Archive, hints: LoadHints) -> SourceModel:
 
 
 def _registers(arrays: Arrays) -> int:
-    names = ("reg_token", "register_tokens")
-    return next((arrays[name].shape[1] for name in names if name in arrays), 0)
+    return next((arrays[name].shape[1] for name in REGISTERS if name in arrays), 0)
 
 
 def _mlp(arrays: Arrays) -> tuple[int, bool]:
@@ -132,7 +132,7 @@ def _positions(arrays: Arrays, patch: tuple[int, int], hints: LoadHints) -> tupl
         arrays["pos_embed"] = np.concatenate([zero, table], axis=1)
         return grid_of(n, patch, hints)
     if registers and round((n - cls - registers) ** 0.5) ** 2 == n - cls - registers:
-        name = next(n for n in ("reg_token", "register_tokens") if n in arrays)
+        name = next(name for name in REGISTERS if name in arrays)
         rows = table[:, cls : cls + registers].astype(np.float32)
         arrays[name] = arrays[name].astype(np.float32) + rows
         arrays["pos_embed"] = np.delete(table, range(cls, cls + registers), axis=1)

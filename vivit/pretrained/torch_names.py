@@ -100,6 +100,16 @@ def attention_rules(
     return rules
 
 
+VIT_MLP = (r"(?:intermediate\.dense|mlp\.fc1)", r"(?:output\.dense|mlp\.fc2)")
+VIT_OUT = r"attention\.(?:output\.dense|o_proj)"
+
+
+def vit_attention_rules(layer: str, path: str, heads: int) -> list[Rule]:
+    """Returns the rules of an attention in the names of transformers' ViT, ViViT and DINOv2."""
+    named = lambda part: rf"{layer}\.attention\.(?:attention\.{part}|{part[0]}_proj)"
+    return attention_rules(named, path, heads, out=rf"{layer}\.{VIT_OUT}")
+
+
 def fused_rules(weight: str, bias: str, path: str, heads: int) -> list[Rule]:
     """Returns the rules of query, key and value in one weight [3·h·k, D] and one bias, which have
     these names."""
