@@ -241,7 +241,9 @@ def test_a_model_is_built_for_the_devices_of_the_mesh():
     with jax.sharding.use_abstract_mesh(mesh):
         assert platform() == "tpu"
         assert vivit.build(tiny).config.kernel.name == "fused"
-        assert first_suitable(KernelRequirements(4, "float32"), 10).name == "fused"
+        needs = KernelRequirements(4, "float32")
+        assert first_suitable(needs, 128 * 128).name == "fused"
+        assert first_suitable(needs, 16 * 16).name == "dense"  # less than one of its blocks
     split = tpu_mesh(1, 1, 1, 4)
     with jax.sharding.use_abstract_mesh(split):
         with pytest.raises(ValueError, match='splits tokens over devices, which "ring"'):

@@ -105,7 +105,7 @@ def test_a_call_option_that_a_kernel_does_not_take_is_refused(fresh):
 
 def test_auto_takes_the_first_kernel_that_suits(fresh):
     calls = []
-    kernel("small", auto_order=-1, auto_scores=lambda platform: 9)(
+    kernel("small", auto_order=-1, auto_scores=lambda platform: (0, 9))(
         lambda q, k, v: calls.append("small") or v
     )
     q = ONES[:, 0, :3]

@@ -1,5 +1,6 @@
 """The platform's own attention: cuDNN on NVIDIA GPUs, Pallas splash attention on TPUs."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -31,7 +32,16 @@ def unsupported_reason(requirements: KernelRequirements) -> str:
     return PLATFORM_KERNELS[platform()].unsupported(requirements)
 
 
-@kernel("fused", unsupported=unsupported_reason, auto_order=0)
+# Splash attention pads each set to a block: over 16 time steps that is most of the memory.
+SHORTEST_FOR_AUTO = {"tpu": LANES * LANES}
+
+
+@kernel(
+    "fused",
+    unsupported=unsupported_reason,
+    auto_order=0,
+    auto_scores=lambda platform: (SHORTEST_FOR_AUTO.get(platform, 0), math.inf),
+)
 def fused(
     q: Queries,
     k: Keys,

@@ -42,7 +42,7 @@ class Kernel:
     softmax: whether it equals `dense`, so that another such kernel may replace it.
     general: whether it takes any lengths, channels and dtype on every platform.
     auto_order: its place among the kernels that "auto" tries; None if "auto" never takes it.
-    auto_scores: the number of scores of a head up to which "auto" takes it, by platform.
+    auto_scores: the fewest and the most scores of a head for which "auto" takes it, by platform.
     options: keyword arguments that a config may give in its name, with their defaults.
     """
 
@@ -53,7 +53,7 @@ class Kernel:
     softmax: bool = True
     general: bool = False
     auto_order: int | None = None
-    auto_scores: Callable[[str], float] = lambda platform: math.inf
+    auto_scores: Callable[[str], tuple[float, float]] = lambda platform: (0, math.inf)
     options: Options = field(default_factory=Options)
 
     def __call__(self, q: Queries, k: Keys, v: Values, **call_options: Any) -> Mixed:
@@ -122,7 +122,7 @@ ELSEWHERE = 512 * 512
     "dense",
     general=True,
     auto_order=1,
-    auto_scores=lambda platform: DENSE_UP_TO.get(platform, ELSEWHERE),
+    auto_scores=lambda platform: (0, DENSE_UP_TO.get(platform, ELSEWHERE)),
 )
 def dense(
     q: Queries,
@@ -180,8 +180,8 @@ def auto(
 ) -> Mixed:
     """Returns what the first kernel by `auto_order` gives that can meet the call's requirements.
 
-    That is the platform's own kernel where it can run, else dense for short sets and chunked for
-    long ones. The choice is logged once.
+    That is the platform's own kernel where it can run, on TPUs for sets of a block or more, else
+    dense for short sets and chunked for long ones. The choice is logged once.
     """
     options = {"bias": bias, "mask": mask, "soft_cap": soft_cap, "dropout": dropout}
     requirements = KernelRequirements.of_call(q, v, **options)
@@ -193,14 +193,13 @@ def auto(
 
 def first_suitable(requirements: KernelRequirements, scores: int) -> Kernel:
     """Returns the first kernel by `auto_order` for these requirements and `scores` of a head."""
-    entries = [KERNELS[name] for name in KERNELS]
-    suitable = [
-        (entry.auto_order, entry.name)
-        for entry in entries
-        if entry.auto_order is not None
-        and scores <= entry.auto_scores(platform())
-        and not entry.unsupported_reason(requirements)
-    ]
+    suitable = []
+    for entry in (KERNELS[name] for name in KERNELS):
+        fewest, most = entry.auto_scores(platform())
+        if entry.auto_order is None or not fewest <= scores <= most:
+            continue
+        if not entry.unsupported_reason(requirements):
+            suitable.append((entry.auto_order, entry.name))
     return KERNELS[min(suitable)[1]]
 
 
