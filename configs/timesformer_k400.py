@@ -19,8 +19,8 @@ def get_config():
     config.model.update(pixel_mean=(0.45, 0.45, 0.45), pixel_std=(0.225, 0.225, 0.225))
     config.data.sampling.stride_frames = 32
     config.data.views.update(temporal=1, spatial=3, short_side=None)
-    config.augment.update(short_side=(256, 320), colour_jitter=0.0, grey=0.0)
-    config.augment.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    config.augment.short_side = (256, 320)
+    config.augment.update(vivit_b_k400.NO_COLOUR)
     config.optim.update(name="sgd(momentum=0.9, weight_decay=1e-4)", lr=0.005, clip_norm=None)
     config.optim.update(schedule=f"steps(({11 / 15:.3f}, {14 / 15:.3f}))", warmup_fraction=0.0)
     config.train.epochs = 15.0

@@ -21,8 +21,8 @@ def get_config():
     config.data.update(batch_size=512)
     config.data.sampling.stride_frames = 4
     config.data.views.update(temporal=5, spatial=3, short_side=None)
-    config.augment.update(short_side=(256, 320), colour_jitter=0.0, grey=0.0)
-    config.augment.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    config.augment.short_side = (256, 320)
+    config.augment.update(vivit_b_k400.NO_COLOUR)
     config.augment.update(operations=4, magnitude=7.0, erase=0.25, mixup=0.8, cutmix=1.0)
     config.init.position_resize = "linear"
     config.optim.update(name="adamw(weight_decay=0.05)", lr=1e-3, lr_batch_size=256)

@@ -13,6 +13,11 @@ This config has not been trained here.
 
 from configs import common
 
+# Of config.augment, for recipes that leave colours as they are.
+NO_COLOUR = dict.fromkeys(
+    ("colour_jitter", "grey", "brightness", "contrast", "saturation", "hue"), 0.0
+)
+
 
 def get_config():
     config = common.get_config()

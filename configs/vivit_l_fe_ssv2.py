@@ -11,7 +11,7 @@ and whose crops are 224 pixels; the paper's table 6 has 65.9 % top-1. Classes th
 right become their mirror image where a clip is flipped. This config has not been trained here.
 """
 
-from configs import vivit_l_fe_k400
+from configs import vivit_b_k400, vivit_l_fe_k400
 
 
 def get_config():
@@ -22,8 +22,8 @@ def get_config():
     config.data.name = "something_something_v2"
     config.data.sampling.stride_frames = 1
     config.data.views.short_side = 288
-    config.augment.update(short_side=(259, 383), colour_jitter=0.0, grey=0.0)  # 0.9 to 1.33 x 288
-    config.augment.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    config.augment.short_side = (259, 383)  # 0.9 to 1.33 times 288
+    config.augment.update(vivit_b_k400.NO_COLOUR)
     config.augment.update(operations=2, magnitude=20.0, mixup=0.3)
     config.init.position_resize = "linear"
     config.optim.update(lr=0.4, warmup_fraction=2.5 / 35)

@@ -34,10 +34,13 @@ from vivit.pretrained.settings import InitSettings
 from vivit.registry import Registry
 from vivit.schema import meanings
 from vivit.settings import Config, OptimSettings, ParallelSettings, TrainSettings
+from vivit.tasks import TASKS
+from vivit.tasks.settings import TaskSettings
 
 PAGE = Path(__file__).with_name("configs.md")
 PARTS = {  # where each part stands in a config
     "config": Config,
+    "task": TaskSettings,
     "model": ModelSettings,
     "stages": StageSettings,
     "init": InitSettings,
@@ -84,6 +87,7 @@ REGISTRIES: dict[
     "OPERATIONS": (OPERATIONS, "drawn by augment.operations"),
     "OPTIMIZERS": (OPTIMIZERS, "optim.name"),
     "SCHEDULES": (SCHEDULES, "optim.schedule"),
+    "TASKS": (TASKS, "task.name"),
     "MODES": (MODES, "parallel.mode"),
 }
 
@@ -127,6 +131,8 @@ def table(part: type[Any]) -> str:
 
 
 def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory()!r}`"
     if field.default is dataclasses.MISSING:
         return "required"
     text = repr(field.default)

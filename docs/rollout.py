@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vivit.analysis import capture, heat_on_frames, open_run, overlay, rollout
+from vivit.results import ClipScores, best_of_heads
 
 SIDE, GAP, TITLE = 96, 6, 22  # pixels; small clips are enlarged to SIDE
 COLOURS = 96
@@ -23,17 +24,19 @@ def films(workdir: str, limit: int) -> tuple[list[np.ndarray], list[str]]:
     run = open_run(workdir)
     clips, labels = run.clips(run.one_of_each_class(limit))
     maps = capture(run.model, run.params, clips)
-    names, config = run.data.class_names, run.model.config
+    config, logits = run.model.config, np.asarray(maps.logits)
+    best = best_of_heads(run.task, logits, run.data.class_names, k=1)
+    right = ClipScores(np.arange(len(clips)), labels, logits, run.task).right
     scale = max(1, SIDE // clips.shape[2])
     pairs, titles = [], []
-    rows = zip(clips, np.asarray(rollout(maps)), labels, np.asarray(maps.logits), strict=True)
-    for clip, part, label, logits in rows:
+    rows = zip(clips, np.asarray(rollout(maps)), run.titles(labels), best, right, strict=True)
+    for clip, part, title, of_heads, is_right in rows:
         large = clip.repeat(scale, axis=1).repeat(scale, axis=2)
         heat = heat_on_frames(part, grid=config.grid, clip=large.shape[:3])
         gap = np.full_like(large[:, :GAP], 255)
         pairs.append(np.concatenate([large, gap, overlay(large, heat)], axis=1))
-        wrong = "" if logits.argmax() == label else f" ({names[logits.argmax()]}?)"
-        titles.append(f"{names[label]}{wrong}")
+        guess = ", ".join(name for ((name, _),) in of_heads.values())
+        titles.append(title if is_right else f"{title} ({guess}?)")
     return pairs, titles
 
 

@@ -21,8 +21,7 @@ from vivit.config import as_json
 from vivit.io import read_json
 from vivit.run import Run
 
-COLUMNS = (
-    ("accuracy", "test top-1 (%)"),
+COSTS = (
     ("parameters", "parameters (M)"),
     ("multiply_adds", "multiply-adds (M)"),
     ("step_ms", "step time (ms)"),
@@ -36,7 +35,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     config, cost = as_json(run.config), folder / "cost.json"
     if not cost.exists() or not run.metrics:
         return {"config": config, "problem": "not trained"}
-    validations = [(x["top1"], x["step"]) for x in run.metrics if x["split"] == "validation"]
+    best, titles = run.task.best, run.task.columns()
+    validations = [(x[best], x["step"]) for x in run.metrics if x["split"] == "validation"]
     scores = run.scores(step=max(validations, default=(0, 0))[1])
     if scores is None:
         return {"config": config, "problem": "its best checkpoint was not evaluated on test"}
@@ -47,7 +47,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {
         "config": config,
         "views": run.config.data.views.name,
-        "accuracy": 100 * scores["top1"],
+        "scores": {title: 100 * scores[k] for k, title in titles.items() if k in scores},
         "parameters": costs["parameters"] / 1e6,
         "multiply_adds": costs["multiply_adds"] / 1e6,
         "temporary_bytes": costs["temporary_bytes"] / 1e6,
@@ -77,22 +77,35 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         groups[tuple(flat[path].get(key) for key in varied)].append(path)
     rows = []
     for values, members in groups.items():
-        figures = {key: [done[path][key] for path in members] for key, _ in COLUMNS}
+        figures = {key: [done[path][key] for path in members] for key, _ in COSTS}
+        of_members = [done[path]["scores"] for path in members]
+        titles = [title for title in of_members[0] if all(title in x for x in of_members)]
+        scores = {title: [x[title] for x in of_members] for title in titles}
         name = ", ".join(_short(k, v) for k, v in zip(varied, values, strict=True)) or "base"
         views = sorted({done[path]["views"] for path in members})
-        rows.append({"name": name, "seeds": len(members), "views": views, **figures})
-    rows.sort(key=lambda row: -statistics.mean(row["accuracy"]))
+        named = {"name": name, "seeds": len(members), "views": views}
+        rows.append({**named, "scores": scores, **figures})
+    rows.sort(key=lambda row: -statistics.mean(_first(row)))
     return rows, problems
 
 
+def _first(row: dict[str, Any]) -> list[float]:
+    """Returns the score by which runs are compared, of each seed."""
+    return next(iter(row["scores"].values()))
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table: accuracy as mean ± standard deviation (lowest to highest) over the
-    seeds, medians of the rest; and below it what the accuracy is of."""
-    head = ["run", "seeds", *(title for _, title in COLUMNS)]
+    """Returns a Markdown table: scores as mean ± standard deviation (lowest to highest) over the
+    seeds, medians of the rest; and below it what the scores are of."""
+    titles = list(dict.fromkeys(title for row in rows for title in row["scores"]))
+    shown = [f"test {title} (%)" for title in titles]
+    head = ["run", "seeds", *shown, *(title for _, title in COSTS)]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for row in rows:
-        cells = [row["name"], str(row["seeds"]), mean_and_spread(row["accuracy"])]
-        for key, _ in COLUMNS[1:]:
+        scores = row["scores"]
+        cells = [row["name"], str(row["seeds"])]
+        cells += [mean_and_spread(scores[t]) if t in scores else "-" for t in titles]
+        for key, _ in COSTS:
             value = statistics.median(row[key])
             cells.append(f"{value:.3f}" if key == "parameters" else f"{value:.1f}")
         lines.append(table_row(cells))
@@ -104,13 +117,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws accuracy against multiply-adds, one point per row; bars span its seeds."""
+    """Draws the first score against multiply-adds, one point per row; bars span its seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
-        cost, mean = statistics.median(row["multiply_adds"]), statistics.mean(row["accuracy"])
-        spread = [[mean - min(row["accuracy"])], [max(row["accuracy"]) - mean]]
+        score = _first(row)
+        cost, mean = statistics.median(row["multiply_adds"]), statistics.mean(score)
+        spread = [[mean - min(score)], [max(score) - mean]]
         axis.errorbar(cost, mean, yerr=spread, fmt="o", capsize=3, label=row["name"])
-    axis.set(xlabel="multiply-adds per clip (M)", ylabel="test top-1 accuracy (%)", xscale="log")
+    title = f"test {next(iter(rows[0]['scores']))} (%)"
+    axis.set(xlabel="multiply-adds per clip (M)", ylabel=title, xscale="log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -24,15 +24,17 @@ def read_run(folder: Path, levels: list[float]) -> dict[str, Any] | None:
     evaluations = sorted(folder.glob("eval/test_*.json"))
     if not evaluations:
         return None
-    curve = [(x["step"], x["top1"]) for x in run.metrics if x["split"] == "validation"]
+    best = run.task.best
+    curve = [(x["step"], x[best]) for x in run.metrics if x["split"] == "validation"]
     init = run.config.init
     start = init.inflation if init.path else "from scratch"
-    reached = [next((step for step, top1 in curve if top1 >= level), None) for level in levels]
+    reached = [next((step for step, score in curve if score >= level), None) for level in levels]
     return {
         "name": f"{start}, lr {run.config.optim.lr:g}",
         "seed": run.config.seed,
         "reached": reached,
-        "test": 100 * read_json(evaluations[-1])["top1"],
+        "test": 100 * read_json(evaluations[-1])[best],
+        "title": run.task.columns()[best],
     }
 
 
@@ -41,7 +43,8 @@ def table(runs: list[dict[str, Any]], levels: list[float]) -> str:
     groups = defaultdict(list)
     for run in runs:
         groups[run["name"]].append(run)
-    head = ["start", "seeds", *(f"steps to {level:.0%}" for level in levels), "test top-1 (%)"]
+    reached = [f"steps to {level:.0%}" for level in levels]
+    head = ["start", "seeds", *reached, f"test {runs[0]['title']} (%)"]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     for name, members in groups.items():
         members.sort(key=lambda run: run["seed"])

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -17,11 +22,11 @@
 # %%
 import os
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 from vivit.analysis import capture, heat_on_frames, open_run, overlay, rollout
+from vivit.results import best_of_heads
 
 if os.path.basename(os.getcwd()) == "notebooks":
     os.chdir("..")  # a run's config names its data from the project's root
@@ -36,10 +41,13 @@ print(f"token grid: {config.grid} time steps, rows, columns")
 # %%
 clips, labels = run.clips(run.one_of_each_class(8))
 maps = capture(run.model, run.params, clips)
-guesses = np.asarray(maps.logits).argmax(axis=-1)
-names = run.data.class_names
-for label, guess, p in zip(labels, guesses, jax.nn.softmax(maps.logits), strict=True):
-    print(f"{names[label]:14} -> {names[guess]:14} {p[guess]:.1%}")
+titles = run.titles(labels)
+probabilities = np.asarray(run.task.probabilities(maps.logits))
+for title, of_heads in zip(
+    titles, best_of_heads(run.task, probabilities, run.data.class_names, k=1), strict=True
+):
+    guess = ", ".join(f"{name} {p:.1%}" for ((name, p),) in of_heads.values())
+    print(f"{title:14} -> {guess}")
 
 # %% [markdown]
 # ## Attention rollout
@@ -59,7 +67,7 @@ for row, (clip, part) in enumerate(zip(clips, parts, strict=True)):
     for column, frame in enumerate(frames):
         axes[row, column].imshow(overlay(clip, heat)[frame])
         axes[row, column].set(xticks=[], yticks=[])
-    axes[row, 0].set_ylabel(names[labels[row]], fontsize=8)
+    axes[row, 0].set_ylabel(titles[row], fontsize=8)
 plt.show()
 
 # %% [markdown]

@@ -25,6 +25,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import make_parallel
 from vivit.settings import OptimSettings, ParallelSettings, TrainSettings
 from vivit.step import make_eval_step, make_init, make_train_step
+from vivit.tasks import Classify
 
 MODEL = {
     "clip": (4, 8, 8),
@@ -49,6 +50,7 @@ def main(folder, ways, coordinator=None, process="0"):
 
 def one_step(*, devices, kernel="dense", dropout=0.0, accumulate=1, spoiled=1.0, **options):
     settings = TrainSettings(label_smoothing=0.1, accumulate=accumulate)
+    task = Classify({"label": 5})
     parallel = make_parallel(ParallelSettings(**options), jax.devices()[:devices])
     with parallel.ambient():
         model = vivit.build({**MODEL, "dropout": dropout, "kernel": kernel})
@@ -69,12 +71,12 @@ def one_step(*, devices, kernel="dense", dropout=0.0, accumulate=1, spoiled=1.0,
     }
     rows = np.arange(16).reshape(parallel.parts, -1)[parallel.part]
     placed = parallel.put({key: value[rows] for key, value in batch.items()})
-    step = make_train_step(model, optimizer, settings)
+    step = make_train_step(model, optimizer, task, settings)
     if spoiled != 1:
         step = spoil(step, spoiled)
     shards = len({str(s.index) for s in kernel_of(state).addressable_shards})
     state, sums = parallel.train(step, state)(state, placed)
-    _, of_clips = parallel.evaluate(make_eval_step(model))(state.eval_params, placed)
+    _, of_clips = parallel.evaluate(make_eval_step(model, task))(state.eval_params, placed)
     gathered = jax.jit(lambda x: x, out_shardings=replicated(state))(state.params)
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)

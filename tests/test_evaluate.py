@@ -7,10 +7,11 @@ import pytest
 from vivit.config import as_json
 from vivit.data.pipeline import eval_batches
 from vivit.data.views import make_views
-from vivit.evaluate import evaluate, main, per_class, score
+from vivit.evaluate import evaluate, main, score
 from vivit.parallel import make_parallel
 from vivit.run import Run
 from vivit.step import make_eval_step
+from vivit.tasks.classify import per_class
 
 
 def test_every_clip_counts_once_whatever_the_batch(tiny_run):
@@ -18,24 +19,27 @@ def test_every_clip_counts_once_whatever_the_batch(tiny_run):
     split, data = run.data, run.config.data
     parallel = make_parallel(run.config.parallel)
     predict_views = make_views(data.views, split, (32, 32))
-    step = parallel.evaluate(make_eval_step(run.model, predict_views=predict_views))
+    step = parallel.evaluate(make_eval_step(run.model, run.task, predict_views=predict_views))
     params = parallel.place(run.params)
     results = [
         score(
-            step, params, eval_batches(replace(data, batch_size=size), split, frames=16), parallel
+            step,
+            params,
+            eval_batches(replace(data, batch_size=size), split, frames=16),
+            parallel,
+            run.task,
         )
         for size in (21, 8, 5)  # whole, and with 3 and 4 clips of padding
     ]
     for result in results:
-        assert result.confusion.sum() == 21
-        np.testing.assert_array_equal(result.confusion, results[0].confusion)
+        confusion = result.clips.heads["motion"].confusion
+        assert confusion.sum() == 21
+        np.testing.assert_array_equal(confusion, results[0].clips.heads["motion"].confusion)
         assert result.metrics == pytest.approx(results[0].metrics, rel=1e-5)
-        top1 = np.trace(result.confusion) / 21
+        top1 = np.trace(confusion) / 21
         assert result.metrics["top1"] == pytest.approx(top1)
-    labels = [split.label_of(i) for i in range(len(split))]
-    np.testing.assert_array_equal(
-        results[0].confusion.sum(axis=1), np.bincount(labels, minlength=8)
-    )
+    labels = [split.labels_of(i)["motion"] for i in range(len(split))]
+    np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels, minlength=8))
 
 
 def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):

@@ -26,7 +26,7 @@ class Fifty:
         return 50
 
 
-SPLIT = Split(Fifty(), "motion", ("a", "b"), (-1, -1), (32, 32), 32, "train", "", "", "")
+SPLIT = Split(Fifty(), {}, (32, 32), 32, "train", "", "", "")
 
 
 def numbered(seconds=0.0, until=100):

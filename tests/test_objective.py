@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit.objective import cross_entropy, means, metric_sums, top_k_hits
+from vivit.objective import cross_entropy, means, top_k_hits
+from vivit.tasks import Classify
 
 
 def test_cross_entropy_by_hand():
@@ -24,11 +25,11 @@ def test_top_k_hits_and_ties():
 
 def test_padding_counts_nowhere_and_batches_add_up():
     logits = jax.random.normal(jax.random.key(0), (6, 4))
-    labels = jnp.arange(6, dtype=jnp.int32) % 4
+    labels, task = jnp.arange(6, dtype=jnp.int32) % 4, Classify({"label": 4})
 
     def sums(part, valid):
-        losses = cross_entropy(logits[part], labels[part])
-        return metric_sums(losses, logits[part], labels[part], jnp.asarray(valid, jnp.float32))
+        batch = {"labels": labels[part], "valid": jnp.asarray(valid, jnp.float32)}
+        return task.sums(task.losses(logits[part], batch), logits[part], batch)
 
     whole = means([sums(slice(0, 6), [1] * 6)])
     padded = means([sums(slice(0, 4), [1] * 4), sums(slice(2, 6), [0, 0, 1, 1])])

@@ -4,6 +4,7 @@ Each is a module that `config.imports` names; a model with it is trained by the 
 function, captured and rolled out.
 """
 
+import json
 import re
 import sys
 import types
@@ -24,11 +25,12 @@ from vivit.model.embed import EMBEDDINGS, POSITION_EMBEDDINGS
 from vivit.model.readout import READOUTS
 from vivit.model.settings import FAMILIES, SIZES
 from vivit.optim import OPTIMIZERS, SCHEDULES
+from vivit.tasks import TASKS
 from vivit.train import train
 
 REGISTRIES = (
     PATTERNS, KERNELS, REDUCTIONS, READOUTS, POSITION_EMBEDDINGS, EMBEDDINGS, FAMILIES, SIZES,
-    OPTIMIZERS, SCHEDULES, AUGMENTATIONS,
+    OPTIMIZERS, SCHEDULES, AUGMENTATIONS, TASKS,
 )  # fmt: skip
 PAGE = (ROOT / "docs/design.md").read_text()
 RECIPES = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def sweep" not in b]
@@ -130,6 +132,7 @@ TRAINED = (
     "--config.optim.lr=0.001",
     "--config.optim.warmup_fraction=0",
     "--config.augment.extra=('darken(0.9)',)",
+    "--config.task.name=focal",
     "--config.train.steps=4",
 )
 
@@ -140,6 +143,8 @@ def test_fresh_parts_train_by_the_command_line(recipes, tmp_path, tiny_config):
     state = train(config, tmp_path / "run")
     rows = (tmp_path / "run/metrics.jsonl").read_text()
     assert '"lr": 0.0005' in rows  # at the third and fourth training step
+    loss = json.loads(rows.splitlines()[0])["loss"]  # of two steps; the first has logits of zero
+    assert loss == pytest.approx((1 - 1 / 8) ** 2 * np.log(8), rel=0.02)
     head = np.abs(np.asarray(state.params["head"]["bias"]))
     assert set(np.round(head / 0.00025).astype(int).ravel()) <= {0, 2, 4, 6}
     without_darkening = [flag for flag in TRAINED if "augment" not in flag]

@@ -5,16 +5,19 @@ from pyarrow import parquet
 from vivit.evaluate import compare, evaluate, main
 from vivit.results import ClipScores, average_probabilities, read_clips, read_rows, top_classes
 from vivit.run import Run
+from vivit.tasks import Classify
 
 
 def scores(logits, labels):
-    return ClipScores(np.arange(len(labels)), np.array(labels), np.array(logits, np.float32))
+    logits = np.array(logits, np.float32)
+    task = Classify({"label": logits.shape[1]})
+    return ClipScores(np.arange(len(labels)), np.array(labels), logits, task)
 
 
 def test_scores_by_hand():
     found = scores([[2.0, 0.0], [0.0, 0.0], [0.0, 3.0]], [0, 1, 0])
-    np.testing.assert_array_equal(found.hits(), [1, 0, 0])  # a tie is a miss
-    np.testing.assert_array_equal(found.confusion, [[1, 1], [1, 0]])
+    np.testing.assert_array_equal(found.right, [1, 0, 0])  # a tie is a miss
+    np.testing.assert_array_equal(found.heads["label"].confusion, [[1, 1], [1, 0]])
     assert found.losses[1] == pytest.approx(np.log(2))
     assert found.metrics["top1"] == pytest.approx(1 / 3)
 
@@ -22,11 +25,14 @@ def test_scores_by_hand():
 def test_the_rows_hold_what_the_scores_say(tiny_run):
     path = evaluate(tiny_run, checkpoint="latest", logits=True)
     run = Run(tiny_run, "latest")
-    rows, clips = read_rows(path.with_suffix(".parquet")), read_clips(path.with_suffix(".parquet"))
+    rows = read_rows(path.with_suffix(".parquet"))
+    clips = read_clips(path.with_suffix(".parquet"), run.task)
     result = run.scores(step=6)
     assert len(rows) == result["clips"] == 21
     names = run.data.class_names
-    assert [row["label"] for row in rows] == [names[run.data.label_of(i)] for i in range(21)]
+    assert [row["label"] for row in rows] == [
+        names[run.data.labels_of(i)["motion"]] for i in range(21)
+    ]
     assert [row["id"] for row in rows] == [str(i) for i in range(21)]
     for key in ("loss", "top1", "top5"):
         assert clips.metrics[key] == pytest.approx(result[key], rel=1e-5)
@@ -38,20 +44,20 @@ def test_the_rows_hold_what_the_scores_say(tiny_run):
     # The same clips through Run.predict.
     images, _ = run.clips([4, 7])
     np.testing.assert_allclose(
-        run.predict(images), np.exp(clips.log_probabilities[[4, 7]]), atol=1e-5
+        run.predict(images), clips.heads["motion"].probabilities[[4, 7]], atol=1e-5
     )
 
 
 def test_logits_are_not_lost_when_scores_are_made_again(tiny_run):
     path = evaluate(tiny_run, checkpoint="latest", logits=True).with_suffix(".parquet")
     evaluate(tiny_run, checkpoint="latest")
-    assert read_clips(path) is not None
+    assert read_clips(path, Run(tiny_run).task) is not None
 
 
 def test_logits_are_kept_on_request_only(tiny_run):
     path = evaluate(tiny_run, checkpoint="latest", split="validation").with_suffix(".parquet")
     assert "logits" not in parquet.read_schema(path).names
-    assert read_clips(path) is None
+    assert read_clips(path, Run(tiny_run).task) is None
 
 
 def test_scores_of_several_views_stand_next_to_each_other(tiny_run):
@@ -68,7 +74,7 @@ def test_scores_of_several_views_stand_next_to_each_other(tiny_run):
 def test_mean_probabilities_by_hand():
     one, other = scores([[0.0, np.log(3)]], [1]), scores([[np.log(3), 0.0]], [1])
     mean = average_probabilities([one, other])
-    np.testing.assert_allclose(np.exp(mean.log_probabilities), [[0.5, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(mean.heads["label"].probabilities, [[0.5, 0.5]], atol=1e-6)
     with pytest.raises(ValueError, match="the same clips"):
         average_probabilities([one, scores([[0.0, 0.0]] * 2, [1, 1])])
 

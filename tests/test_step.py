@@ -7,12 +7,13 @@ from tests.test_model import TINY
 from tests.test_optim import make
 from vivit.settings import TrainSettings
 from vivit.step import make_init, make_train_step
+from vivit.tasks import Classify
 
 
 def test_each_step_draws_its_own_dropout_and_repeats_it():
     model = vivit.build({**TINY, "dropout": 0.5, "depth": 1, "family": "factorised_encoder(1)"})
     optimizer, _ = make(lr=0.0)
-    step = jax.jit(make_train_step(model, optimizer, TrainSettings()))
+    step = jax.jit(make_train_step(model, optimizer, Classify({"label": 5}), TrainSettings()))
     state = jax.jit(make_init(model, optimizer, average_decay=None))(0)
     head = jax.random.normal(jax.random.key(1), state.params["head"]["kernel"].shape)
     state.params["head"]["kernel"] = head  # zero at first: the loss would not see dropout

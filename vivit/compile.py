@@ -23,6 +23,7 @@ from vivit.collectives import sent_by_kind
 from vivit.config import import_modules, parse
 from vivit.cost import TRAINING_FLOPS, bytes_per_device, count
 from vivit.data.augment import make_augmentation
+from vivit.data.classes import Classes
 from vivit.data.split import Split
 from vivit.data.video import VideoReader
 from vivit.data.views import make_views
@@ -33,6 +34,7 @@ from vivit.run import check_batch_size
 from vivit.settings import Config
 from vivit.step import make_eval_step, make_init, make_train_step
 from vivit.targets import Target, make_target, only_compile, quiet
+from vivit.tasks import Task, make_task
 
 # Without a GPU to measure on, XLA chooses tiles of Triton's products that it cannot compile for
 # some lengths; with one, it would choose cuBLAS for them.
@@ -104,8 +106,9 @@ def make_steps(
     frames, height, width = model.config.clip
     size = height, width
     frame = frame or config.data.canvas or size
-    names = tuple(map(str, range(model.config.classes)))
-    split = Split(NoClips(), "", names, tuple(range(len(names))), frame, min(frame), "", "", "", "")
+    task = make_task(config.task.name, config.heads)
+    classes = {head.label: Classes(tuple(map(str, range(head.classes)))) for head in task.heads}
+    split = Split(NoClips(), classes, frame, min(frame), "", "", "", "", task=task)
     augment = make_augmentation(config.augment, split, size, canvas=config.data.canvas)
     predict_views = make_views(config.data.views, split, size)
     optimizer, _ = make_optimizer(
@@ -114,11 +117,12 @@ def make_steps(
     make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
     state = parallel.abstract(make_state, config.seed)
     canvas = config.data.canvas or frame
-    train = parallel.train(make_train_step(model, optimizer, config.train, augment=augment), state)
-    batch = parallel.abstract_batch(_read_shapes(batch_size, (frames, *canvas)))
-    evaluate = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
+    step = make_train_step(model, optimizer, task, config.train, augment=augment)
+    train = parallel.train(step, state)
+    batch = parallel.abstract_batch(_read_shapes(task, batch_size, (frames, *canvas)))
+    evaluate = parallel.evaluate(make_eval_step(model, task, predict_views=predict_views))
     views = (config.data.views.temporal, frames, *frame)
-    of_views = parallel.abstract_batch(_read_shapes(batch_size, views))
+    of_views = parallel.abstract_batch(_read_shapes(task, batch_size, views))
     options = COMPILER_OPTIONS.get(parallel.mesh.devices.flat[0].platform)
     parameters = {"parameters": state.params, "batch": of_views}
     whole = {
@@ -136,10 +140,10 @@ def make_steps(
     )
 
 
-def _read_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _read_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch as it is read."""
     return {
-        **batch_shapes(size, clip),
+        **batch_shapes(task, size, clip),
         "extents": jax.ShapeDtypeStruct((size, 2), jnp.int32),
         "indices": jax.ShapeDtypeStruct((size,), jnp.uint32),
     }

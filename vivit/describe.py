@@ -27,6 +27,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import shard_by_rules, with_shardings
 from vivit.settings import Config, OptimSettings, TrainSettings
 from vivit.step import make_init, make_train_step
+from vivit.tasks import Classify, Task
 
 MODEL = ModelSettings(clip=(32, 224, 224), classes=400, family="joint", size="B/16x2")
 FLAGS = ("family", "size", "clip", "classes", "readout", "kernel", "remat", "scan")
@@ -68,15 +69,17 @@ def train_step(
     """Returns seed -> state, the pure training step, and the shapes of a batch of `batch` clips."""
     update, _ = make_optimizer(replace(optim, warmup_steps=0), steps=1, batch_size=batch)
     init = make_init(model, update, average_decay=None)
-    step = make_train_step(model, update, TrainSettings())
-    return init, step, batch_shapes(batch, model.config.clip)
+    task = Classify({"label": model.config.classes})
+    step = make_train_step(model, update, task, TrainSettings())
+    return init, step, batch_shapes(task, batch, model.config.clip)
 
 
-def batch_shapes(size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch that is neither augmented nor cut into views."""
+    labels = task.unknown_labels(1)[0]
     return {
         "clips": jax.ShapeDtypeStruct((size, *clip, 3), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "labels": jax.ShapeDtypeStruct((size, *labels.shape), labels.dtype),
         "valid": jax.ShapeDtypeStruct((size,), jnp.float32),
     }
 

@@ -31,32 +31,29 @@ from vivit.results import (
     ClipScores,
     average_probabilities,
     has_logits,
+    parts_by_head,
     read_clips,
     write_clips,
 )
 from vivit.run import Run, check_batch_size, evaluation_path
 from vivit.step import Step, make_eval_step
+from vivit.tasks import Task
 
 log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """metrics: means over the clips. clips: what the model says of each clip."""
+    """metrics: of all clips. clips: what the model says of each clip."""
 
     metrics: dict[str, float]
     clips: ClipScores
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Counts of [label, predicted class]."""
-        return self.clips.confusion
 
     def damaged(self, split: Split) -> int:
         """Returns how many clips could not be read; they count in nothing."""
         return len(split) - len(self.clips.labels)
 
 
-def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel) -> Scores:
+def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel, task: Task) -> Scores:
     """Returns the scores over all batches; padding counts nowhere."""
     results = []
     for batch in batches:
@@ -70,8 +67,8 @@ def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel) ->
     )
     order = np.argsort(indices)  # a mesh may order the clips of a batch otherwise
     order = order[valid[order] > 0]
-    clips = ClipScores(indices[order].astype(np.int64), labels[order], logits[order])
-    return Scores(means(list(sums)), clips)
+    clips = ClipScores(indices[order].astype(np.int64), labels[order], logits[order], task)
+    return Scores({**clips.metrics, **means(list(sums))}, clips)
 
 
 def score_run(run: Run, *, views: str = "") -> Scores:
@@ -81,7 +78,7 @@ def score_run(run: Run, *, views: str = "") -> Scores:
     predict_views = make_views(data.views, run.data, (height, width))
     model, parallel = model_for_devices(run)
     check_batch_size(data.batch_size, parallel.devices)
-    eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
+    eval_step = parallel.evaluate(make_eval_step(model, run.task, predict_views=predict_views))
     batches = eval_batches(
         data,
         run.data,
@@ -89,7 +86,7 @@ def score_run(run: Run, *, views: str = "") -> Scores:
         process=parallel.part,
         processes=parallel.parts,
     )
-    return score(eval_step, parallel.place(run.params), batches, parallel)
+    return score(eval_step, parallel.place(run.params), batches, parallel, run.task)
 
 
 def model_for_devices(run: Run) -> tuple[vivit.ViViT, Parallel]:
@@ -126,17 +123,25 @@ def evaluate(
 
 def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = False) -> Path:
     """Writes what `evaluate` writes; returns the path of the JSON file."""
-    settings, confusion = with_views(run, views).views, scores.confusion
+    settings, clips = with_views(run, views).views, scores.clips
+    parts = {}
+    for label, of_head in clips.heads.items():
+        parts[label] = {"per_class": of_head.per_class(run.data.classes[label].names)}
+        if of_head.confusion is not None:
+            parts[label]["confusion"] = of_head.confusion.tolist()
+    if len(parts) == 1:
+        (part,) = parts.values()
+    else:
+        part = {"heads": {k: {**clips.heads[k].metrics, **v} for k, v in parts.items()}}
     result = {
         "split": run.split,
         "views": settings.name,
         "damaged": scores.damaged(run.data),
         "step": run.step,
         "checkpoint": f"checkpoints/{run.step}",
-        "clips": len(scores.clips.labels),
+        "clips": len(clips.labels),
         **scores.metrics,
-        "per_class": per_class(confusion, run.data.class_names),
-        "confusion": confusion.tolist(),
+        **part,
         "data": run.data.identity,
         "versions": {"vivit": vivit.__version__, "jax": jax.__version__},
         "config": as_json(run.config),
@@ -146,7 +151,7 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
 
     def write():
         kept = logits or has_logits(rows)  # they are not lost
-        write_clips(rows, scores.clips, run.data, logits=kept)
+        write_clips(rows, clips, run.data, logits=kept)
         write_json(path, result)  # last: who finds it finds the rows too
 
     on_first(write)
@@ -176,7 +181,7 @@ def evaluate_ensemble(
         settings = with_views(run, views).views
         path = evaluation_path(run.folder, split=split, step=run.step, views=settings.name)
         rows = path.with_suffix(".parquet")
-        clips = read_clips(rows) if gather(path.exists())[0] else None
+        clips = read_clips(rows, run.task) if gather(path.exists())[0] else None
         if clips is None:
             log.info("evaluating %s", workdir)
             scores = score_run(run, views=views)
@@ -194,11 +199,11 @@ def evaluate_ensemble(
 
 
 def compare(one: ClipScores, other: ClipScores) -> tuple[int, int, float]:
-    """Returns how many clips only the one gets right, only the other, and the p-value of McNemar's
-    exact test that both are equally good."""
+    """Returns how many clips only the one gets right by every head, only the other, and the p-value
+    of McNemar's exact test that both are equally good."""
     from scipy.stats import binomtest  # slow to import, and training does not need it
 
-    a, b = one.hits().astype(bool), other.hits().astype(bool)
+    a, b = one.right, other.right
     only_one, only_other = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_one + only_other
     return only_one, only_other, float(binomtest(only_one, total).pvalue) if total else 1.0
@@ -216,23 +221,6 @@ def parse_views(text: str) -> dict[str, int]:
     if not match:
         raise ValueError(f"--views={text} must be like 4x3: 4 clips of each video in 3 crops")
     return {"temporal": int(match[1]), "spatial": int(match[2])}
-
-
-def per_class(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns clips, recall and precision of each class; None for a ratio to zero clips."""
-
-    def ratio(hits, total):
-        return float(hits / total) if total else None
-
-    return [
-        {
-            "class": name,
-            "clips": int(confusion[i].sum()),
-            "recall": ratio(confusion[i, i], confusion[i].sum()),
-            "precision": ratio(confusion[i, i], confusion[:, i].sum()),
-        }
-        for i, name in enumerate(names)
-    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -276,33 +264,52 @@ def main(argv: list[str] | None = None) -> None:
             _show_ensemble(members)
         else:
             path = evaluate(arguments.workdir, logits=arguments.logits, **common)
-            _show(read_json(path), path, checkpoint=arguments.checkpoint)
+            task = Run(arguments.workdir).task
+            _show(read_json(path), path, task, checkpoint=arguments.checkpoint)
 
 
-def _show(result: dict[str, Any], path: Path, *, checkpoint: str) -> None:
-    percent = lambda value: "-" if value is None else f"{value:.1%}"
-    print(f"{'class':16} {'clips':>6} {'recall':>8} {'precision':>9}")
-    for row in result["per_class"]:
-        recall, precision = percent(row["recall"]), percent(row["precision"])
-        print(f"{row['class']:16} {row['clips']:6} {recall:>8} {precision:>9}")
+def _show(result: dict[str, Any], path: Path, task: Task, *, checkpoint: str) -> None:
+    for label, part in parts_by_head(result).items():
+        if len(task.heads) > 1:
+            print(f"{label}:")
+        _show_classes(part["per_class"])
     which = f"step {result['step']}" + (", best by validation" if checkpoint == "best" else "")
-    top5 = f", top-5 {result['top5']:.2%}" if len(result["per_class"]) > 5 else ""
     print(
-        f"{result['split']}: top-1 {result['top1']:.2%}{top5}, "
-        f"loss {result['loss']:.4f} over {result['clips']} clips in {result['views']} views "
-        f"({which}) -> {path}"
+        f"{result['split']}: {_in_words(result, task)}, loss {result['loss']:.4f} over "
+        f"{result['clips']} clips in {result['views']} views ({which}) -> {path}"
     )
     if result["damaged"]:
         print(f"{result['damaged']} clips could not be read and are not counted")
 
 
+def _show_classes(rows: list[dict[str, Any]]) -> None:
+    names = [name for name in rows[0] if name not in ("class", "clips")]
+    titles = [name.replace("_", " ") for name in names]
+    print(f"{'class':16} {'clips':>6} " + " ".join(f"{title:>9}" for title in titles))
+    for row in rows:
+        shown = zip(titles, (row[name] for name in names), strict=True)
+        cells = ["-" if x is None else f"{x:.1%}" for _, x in shown]
+        padded = " ".join(f"{x:>{max(9, len(t))}}" for x, t in zip(cells, titles, strict=True))
+        print(f"{row['class']:16} {row['clips']:6} {padded}")
+
+
+def _in_words(metrics: dict[str, Any], task: Task) -> str:
+    """Returns "top-1 accuracy 97.00%, ..." of those that the metrics have: files of earlier
+    versions have fewer."""
+    columns = task.columns().items()
+    return ", ".join(f"{title} {metrics[k]:.2%}" for k, title in columns if k in metrics)
+
+
 def _show_ensemble(members: dict[str, ClipScores]) -> None:
     width = max(map(len, members))
-    print(f"{'run':{width}} {'top-1':>8} {'top-5':>8} {'loss':>8}")
+    columns = next(iter(members.values())).task.columns()
+    heads = [f"{title:>{max(8, len(title))}}" for title in (*columns.values(), "loss")]
+    print(f"{'run':{width}} {' '.join(heads)}")
     for name, clips in members.items():
         values = clips.metrics
-        top1, top5 = f"{values['top1']:.2%}", f"{values['top5']:.2%}"
-        print(f"{name:{width}} {top1:>8} {top5:>8} {values['loss']:8.4f}")
+        cells = [f"{values[k]:.2%}" for k in columns] + [f"{values['loss']:.4f}"]
+        padded = [f"{x:>{len(head)}}" for x, head in zip(cells, heads, strict=True)]
+        print(f"{name:{width}} {' '.join(padded)}")
     for (one, a), (other, b) in combinations(members.items(), 2):
         only_one, only_other, p = compare(a, b)
         print(

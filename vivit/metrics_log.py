@@ -20,6 +20,7 @@ from vivit.model import ViViT
 from vivit.optim import peak_rate
 from vivit.parallel import Parallel
 from vivit.settings import Config
+from vivit.tasks import Task
 
 WAITING = 0.02  # share of the time from which a line of progress shows it
 
@@ -31,7 +32,8 @@ class MetricsLog:
     that an interrupted run wrote after step `resumed_at` are removed, as the run repeats them.
     """
 
-    def __init__(self, folder: Path, *, steps: int, resumed_at: int) -> None:
+    def __init__(self, folder: Path, *, steps: int, resumed_at: int, task: Task) -> None:
+        self._key, self._title = task.best, task.columns()[task.best]
         self._plain = not sys.stderr.isatty()
         self._first: tuple[int, float] | None = None  # a training step, and when it was logged
         self._validation = ""
@@ -49,9 +51,11 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
-        shown = f"loss {values['loss']:.3f}, accuracy {values['top1']:.1%}"
+        shown = f"loss {values['loss']:.3f}"
+        if self._key in values:  # means of a step's clips have no mAP
+            shown += f", {self._title} {values[self._key]:.1%}"
         if split == "validation":
-            self._validation = f", validation {values['top1']:.1%}"
+            self._validation = f", validation {values[self._key]:.1%}"
             self._say(f"step {step}: validation {shown}")
             return
         shown += f", {values['clips_per_second']:.0f} clips/s"
@@ -162,8 +166,8 @@ def introduce(
         f"{'x'.join(map(str, settings.clip))}",
         "data": f"{' '.join(filter(None, (train.name, train.version)))} in {config.data.root}: "
         f"{len(train):,} clips of "
-        f"{train.split}, {len(held_out):,} of {held_out.split}; label {train.label}, "
-        f"{len(train.class_names)} classes",
+        f"{train.split}, {len(held_out):,} of {held_out.split}; "
+        + ", ".join(f"label {head.label}, {head.classes} classes" for head in train.task.heads),
         "devices": f"{count} x {kind}, {parallel}; {settings.dtype}, "
         f"{model.config.kernel.name} kernel",
         "training": f"{steps:,} steps of {size} clips, {steps * size / len(train):.1f} epochs",

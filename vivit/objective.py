@@ -34,15 +34,17 @@ def top_k_hits(logits: Logits, labels: Labels, *, k: int) -> Float[Array, " B"]:
     return ((others < k) & jnp.isfinite(score[:, 0])).astype(jnp.float32)
 
 
-def metric_sums(losses: Float[Array, " B"], logits: Logits, labels: Labels, valid: Valid) -> Sums:
-    """Returns sums of loss, top-1 and top-5 accuracy over the valid clips of a batch."""
-    count = valid.sum()
-    values = {
-        "loss": losses,
-        "top1": top_k_hits(logits, labels, k=1),
-        "top5": top_k_hits(logits, labels, k=5),
-    }
-    return {name: ((value * valid).sum(), count) for name, value in values.items()}
+def sigmoid_cross_entropy(
+    logits: Logits, targets: Num[Array, "B classes"], *, label_smoothing: float = 0.0
+) -> Float[Array, " B"]:
+    """Returns the binary cross-entropy of each clip, summed over the classes, in nats.
+
+    targets: 1 for the classes that a clip has, else 0. Smoothing mixes each with 1/2, the uniform
+    distribution of whether a clip has a class.
+    """
+    x = logits.astype(jnp.float32)
+    wanted = (1 - label_smoothing) * targets.astype(jnp.float32) + label_smoothing / 2
+    return (jax.nn.softplus(x) - wanted * x).sum(axis=-1)
 
 
 def means(batches: list[Sums]) -> dict[str, float]:

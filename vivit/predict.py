@@ -5,8 +5,6 @@ Files that cannot be read are named on standard error, and the others go on.
 """
 
 import argparse
-import csv
-import json
 import logging
 import os
 import re
@@ -16,15 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import softmax
 
 import vivit
 from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
-from vivit.data.classes import UNLABELLED
 from vivit.data.files import data_root, is_uri, videos_below
 from vivit.data.manifest import ClipRow, read_manifest
 from vivit.data.pipeline import eval_batches
@@ -37,10 +33,11 @@ from vivit.data.video_files import Indexes, VideoFiles
 from vivit.data.views import make_views
 from vivit.evaluate import model_for_devices, parse_views
 from vivit.parallel import Parallel, make_parallel_for_inference
-from vivit.results import top_classes
+from vivit.predictions import Prediction, Printer
 from vivit.run import Run
 from vivit.settings import ParallelSettings
 from vivit.step import make_eval_step
+from vivit.tasks import Classify, Task
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +45,18 @@ CHUNK_BYTES = 64 << 20  # of frames of a long video that are decoded at once
 LABEL = "label"
 
 
-class Prediction(NamedTuple):
-    """What a model says of a video. seconds: where in the video, or None for all of it."""
-
-    video: str
-    seconds: float | None
-    probabilities: Float[np.ndarray, " classes"]
-
-
 @dataclass(frozen=True)
 class Predictor:
     """A model that predicts the classes of video files.
 
-    data: how clips are taken from videos, in which views, and how many at a time.
+    task, class_names: what it predicts, and the classes of all heads. data: how clips are taken
+    from videos, in which views, and how many at a time.
     problems: videos that could not be read -> why; filled in by the methods.
     """
 
     model: vivit.ViViT
     params: Any
+    task: Task
     class_names: tuple[str, ...]
     data: DataSettings
     parallel: Parallel
@@ -125,7 +116,8 @@ class Predictor:
         return [row for row in rows if row.id not in found]
 
     def _files(self, rows: Sequence[ClipRow], root: str) -> VideoFiles:
-        data = self.data
+        data, labels = self.data, self.task.no_classes
+        rows = [replace(row, labels=labels) for row in rows]
         return VideoFiles(rows, root, data.short_side, data.limits, self._indexes)
 
     @cached_property
@@ -135,8 +127,7 @@ class Predictor:
     def _split(self, rows: Sequence[ClipRow], root: str) -> Split:
         files = self._files(rows, root)
         largest, smallest = files.measure()
-        names, flip = self.class_names, tuple(range(len(self.class_names)))
-        return Split(files, LABEL, names, flip, largest, smallest, "", root, "", "")
+        return Split(files, {}, largest, smallest, "", root, "", "", task=self.task)
 
     def _step(self, split: Split) -> Any:
         """Returns a function: batch -> probabilities [B, classes]; one for videos of one size."""
@@ -151,10 +142,13 @@ class Predictor:
 
     def _make_step(self, split: Split) -> Any:
         predict_views = make_views(self.data.views, split, self.model.config.clip[1:])
-        step = self.parallel.evaluate(make_eval_step(self.model, predict_views=predict_views))
+        step = self.parallel.evaluate(
+            make_eval_step(self.model, self.task, predict_views=predict_views)
+        )
 
         def apply(batch: Any) -> Float[np.ndarray, "B classes"]:
-            return softmax(np.asarray(step(self._placed, self.parallel.put(batch))[1]["logits"]), 1)
+            logits = np.asarray(step(self._placed, self.parallel.put(batch))[1]["logits"])
+            return self.task.probabilities(logits)
 
         return apply
 
@@ -189,7 +183,7 @@ class Predictor:
         return {
             "clips": np.stack([*clips, *[np.zeros_like(clips[0])] * missing]),
             "extents": np.array([size] * self.data.batch_size, np.int32),
-            "labels": np.zeros(self.data.batch_size, np.int32),
+            "labels": self.task.unknown_labels(self.data.batch_size),
             "valid": (np.arange(self.data.batch_size) < count).astype(np.float32),
             "indices": np.arange(self.data.batch_size, dtype=np.uint32),
         }
@@ -198,8 +192,9 @@ class Predictor:
 def predictor_of_run(run: Run, *, views: str = "", batch_size: int = 8) -> Predictor:
     """Returns a predictor with a run's checkpoint, sampling and views; views: "4x3" for others."""
     model, parallel = model_for_devices(run)
+    data = run.config.data
     return _predictor(
-        model, run.params, run.class_names, run.config.data, parallel, views, batch_size
+        model, run.params, run.task, run.class_names, data, parallel, views, batch_size
     )
 
 
@@ -217,15 +212,18 @@ def predictor_of_weights(path: str, *, views: str = "", batch_size: int = 8) -> 
         raise ValueError(f"{path} has no classes to predict: its model has no head")
     names = tuple(loaded.report.labels) or tuple(f"class {i}" for i in range(classes))
     parallel = make_parallel_for_inference(ParallelSettings())
-    return _predictor(model, loaded.params, names, DataSettings(), parallel, views, batch_size)
+    task = Classify(loaded.report.groups or {LABEL: classes})
+    return _predictor(
+        model, loaded.params, task, names, DataSettings(), parallel, views, batch_size
+    )
 
 
-def _predictor(model, params, names, data, parallel, views, batch_size) -> Predictor:
+def _predictor(model, params, task, names, data, parallel, views, batch_size) -> Predictor:
     size = -(-batch_size // parallel.devices) * parallel.devices
     if views:
         data = replace(data, views=replace(data.views, **parse_views(views)))
     data = replace(data, batch_size=size)
-    return Predictor(model, params, tuple(names), data, parallel)
+    return Predictor(model, params, task, tuple(names), data, parallel)
 
 
 def _decode(
@@ -282,7 +280,7 @@ def find_videos(
                 f"none of the {len(rows)} clips is below {place}; --data-root says where the "
                 "manifest's paths begin"
             )
-        return [replace(row, id=row.name, labels={LABEL: UNLABELLED}) for row in rows], place
+        return [replace(row, id=row.name, labels={}) for row in rows], place
     if root is not None or split:
         raise ValueError("--data-root and --split choose clips of a manifest, and none is given")
     paths: list[str] = []
@@ -295,10 +293,7 @@ def find_videos(
     # Not commonpath, which breaks URIs; dirname takes off the half of a name that may be left.
     base = os.path.dirname(os.path.commonprefix([f"{os.path.dirname(p)}/" for p in whole]))  # noqa: RUF071
     below = [path[len(base.rstrip("/")) + 1 :] for path in whole]
-    rows = [
-        ClipRow(path, "", {LABEL: UNLABELLED}, id=given)
-        for path, given in zip(below, paths, strict=True)
-    ]
+    rows = [ClipRow(path, "", {}, id=given) for path, given in zip(below, paths, strict=True)]
     return rows, base or "/"
 
 
@@ -308,32 +303,6 @@ def parse_seconds(text: str) -> float:
     if not match or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 1s or 0.5s")
     return float(match[1])
-
-
-class Printer:
-    """Prints predictions as they come: a table, lines of JSON, or CSV."""
-
-    def __init__(self, kind: str, names: Sequence[str], top: int) -> None:
-        self.kind, self.names, self.top = kind, names, min(top, len(names))
-        if kind == "csv":
-            self.rows = csv.writer(sys.stdout, lineterminator="\n")
-            numbered = [f"{what}_{k + 1}" for k in range(self.top) for what in ("class", "p")]
-            self.rows.writerow(["video", "seconds", *numbered])
-
-    def __call__(self, found: Prediction) -> None:
-        best = top_classes(found.probabilities[None], self.names, k=self.top)[0]
-        if self.kind == "json":
-            row = {"video": found.video, "seconds": found.seconds}
-            classes = [{"class": name, "probability": round(p, 6)} for name, p in best]
-            print(json.dumps({**row, "classes": classes}))
-        elif self.kind == "csv":
-            values = [x for name, p in best for x in (name, f"{p:.6f}")]
-            seconds = "" if found.seconds is None else f"{found.seconds:g}"
-            self.rows.writerow([found.video, seconds, *values])
-        else:
-            place = "" if found.seconds is None else f"  {found.seconds:8.2f} s"
-            print(f"{found.video}{place}  " + ", ".join(f"{name} {p:.1%}" for name, p in best))
-        sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -376,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
         predictor = predictor_of_run(run, **options)
     else:
         predictor = predictor_of_weights(arguments.weights, **options)
-    show = Printer(arguments.form or "table", predictor.class_names, arguments.top)
+    show = Printer(arguments.form or "table", predictor.task, predictor.class_names, arguments.top)
     if arguments.every:
         found = (p for row in rows for p in predictor.over_time(row, root, every=arguments.every))
     else:

@@ -102,7 +102,7 @@ def write_films(config: Config, folder: Path) -> None:
     from vivit.dataprep.encode import ENCODERS
     from vivit.dataprep.manifest_files import write_manifest
 
-    data, classes = config.data, config.model.classes
+    data = config.data
     manifest, rng = folder / MANIFEST, np.random.default_rng(0)
     if manifest.exists():
         return
@@ -118,6 +118,10 @@ def write_films(config: Config, folder: Path) -> None:
             frames = (VideoFrame.from_ndarray(np.ascontiguousarray(x)) for x in seen)
             _, film = ENCODERS["h264"].encode(frames, ticks, side, 30)
             (folder / f"{split}_{i}.mp4").write_bytes(film)
-            clips.append(ClipRow(f"{split}_{i}.mp4", split, {data.label: i % classes}))
-    names = tuple(f"class {i}" for i in range(classes))
-    write_manifest(manifest, Manifest(tuple(clips), {data.label: Classes(names)}))
+            labels = {label: i % classes for label, classes in config.heads.items()}
+            clips.append(ClipRow(f"{split}_{i}.mp4", split, labels))
+    names = {
+        label: Classes(tuple(f"class {i}" for i in range(classes)))
+        for label, classes in config.heads.items()
+    }
+    write_manifest(manifest, Manifest(tuple(clips), names))

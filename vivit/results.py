@@ -2,65 +2,67 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.special import log_softmax, logsumexp
+from jaxtyping import Bool, Float, Int, Integer
 
 from vivit.data.split import Split
-from vivit.objective import top_k_hits
+from vivit.tasks import HeadScores, Task
 
 TOP = 5  # classes of each clip that are kept
 
 
-class ClipScores(NamedTuple):
+@dataclass(frozen=True)
+class ClipScores:
     """What a model says of the clips of a split, in their order.
 
-    indices: of the clips in the split; clips that cannot be read are missing. labels: class
-    numbers.
+    indices: of the clips in the split; clips that cannot be read are missing. labels: as the task
+    encodes them. logits: of all heads.
     """
 
     indices: Int[np.ndarray, " N"]
-    labels: Int[np.ndarray, " N"]
+    labels: Integer[np.ndarray, "N ..."]
     logits: Float[np.ndarray, "N classes"]
+    task: Task
 
-    @property
-    def log_probabilities(self) -> Float[np.ndarray, "N classes"]:
-        return np.asarray(log_softmax(self.logits.astype(np.float64), axis=-1))
+    @cached_property
+    def heads(self) -> dict[str, HeadScores]:
+        """Label -> the scores of its head."""
+        return {
+            head.label: self.task.head_scores(
+                self.task.target(self.labels, i), head.of(self.logits)
+            )
+            for i, head in enumerate(self.task.heads)
+        }
 
     @property
     def losses(self) -> Float[np.ndarray, " N"]:
-        """The cross-entropy of each clip, in nats."""
-        return -np.take_along_axis(self.log_probabilities, self.labels[:, None], axis=1)[:, 0]
-
-    def hits(self, *, k: int = 1) -> Int[np.ndarray, " N"]:
-        """Returns 1 where fewer than k classes score at least as high as the label, else 0."""
-        found = top_k_hits(jnp.asarray(self.logits), jnp.asarray(self.labels), k=k)
-        return np.asarray(found).astype(int)
+        """The loss of each clip in nats, the mean over the heads."""
+        return np.mean([scores.losses for scores in self.heads.values()], axis=0)
 
     @property
-    def confusion(self) -> Int[np.ndarray, "classes classes"]:
-        """Counts of [label, predicted class]."""
-        classes = self.logits.shape[1]
-        counts = np.zeros((classes, classes), int)
-        np.add.at(counts, (self.labels, self.logits.argmax(axis=1)), 1)
-        return counts
+    def right(self) -> Bool[np.ndarray, " N"]:
+        """Whether every head is right about a clip."""
+        return np.all([scores.right for scores in self.heads.values()], axis=0)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means over the clips: loss, top1 and top5."""
-        return {
-            "loss": float(self.losses.mean()),
-            "top1": float(self.hits().mean()),
-            "top5": float(self.hits(k=5).mean()),
-        }
+        """The metrics of all clips, by the names that training gives them."""
+        metrics = {"loss": float(self.losses.mean())}
+        if len(self.heads) > 1 and self.task.joint:
+            metrics[f"joint_{self.task.joint}"] = float(self.right.mean())
+        for head in self.task.heads:
+            of_head = self.heads[head.label].metrics
+            metrics |= {self.task.key(head, name): value for name, value in of_head.items()}
+        return metrics
 
 
 def average_probabilities(members: Sequence[ClipScores]) -> ClipScores:
-    """Returns an ensemble: its logits are the logarithms of the mean probabilities.
+    """Returns an ensemble, whose probabilities are the means of the members'.
 
     Raises ValueError if the members did not see the same clips.
     """
@@ -69,9 +71,14 @@ def average_probabilities(members: Sequence[ClipScores]) -> ClipScores:
         raise ValueError(
             "the runs could not read the same clips; mend or leave out the damaged ones"
         )
-    logs = np.stack([member.log_probabilities for member in members])
-    mean = np.asarray(logsumexp(logs, axis=0)) - np.log(len(members))
-    return first._replace(logits=mean.astype(np.float32))
+    mean = first.task.mean_probabilities(np.stack([member.logits for member in members]))
+    return replace(first, logits=np.asarray(mean, np.float32))
+
+
+def parts_by_head(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns label -> what an evaluation's file has of its head: the metrics, "per_class" and
+    "confusion"."""
+    return result.get("heads") or {result["data"]["label"]: result}
 
 
 def top_classes(
@@ -85,29 +92,55 @@ def top_classes(
     ]
 
 
+def best_of_heads(
+    task: Task, probabilities: Float[np.ndarray, "N classes"], names: Sequence[str], *, k: int = TOP
+) -> list[dict[str, list[tuple[str, float]]]]:
+    """Returns label -> the k most probable classes of its head, for each clip.
+
+    names: of the classes of all heads.
+    """
+    of_heads = [
+        top_classes(head.of(probabilities), names[head.start : head.start + head.classes], k=k)
+        for head in task.heads
+    ]
+    return [dict(zip(task.labels, best, strict=True)) for best in zip(*of_heads, strict=True)]
+
+
 def write_clips(path: Path, scores: ClipScores, split: Split, *, logits: bool) -> None:
     """Writes one row per clip as Parquet: index, id, path, segment, label, top-5 classes with
-    probabilities, loss, and with `logits` the logits of all classes."""
+    probabilities, loss, and with `logits` the logits of all classes.
+
+    With several heads the columns of each begin with its label: verb_label, verb_classes ... The
+    label of a clip that may have several classes is a list.
+    """
     import pyarrow as pa  # training does not need it
     from pyarrow import parquet
 
-    names = split.class_names
-    best = top_classes(np.exp(scores.log_probabilities), names)
     places = [split.reader.name(int(i)) for i in scores.indices]
     columns: dict[str, Any] = {
         "index": scores.indices,
         "id": [split.reader.id(int(i)) for i in scores.indices],
         "path": [_parts(name)[0] for name in places],
         "segment": [_parts(name)[1] for name in places],
-        "label": [names[i] for i in scores.labels],
-        "classes": [[name for name, _ in row] for row in best],
-        "probabilities": pa.array([[p for _, p in row] for row in best], pa.list_(pa.float32())),
-        "loss": scores.losses.astype(np.float32),
     }
+    decoded = [scores.task.decode(row) for row in scores.labels]
+    for head in scores.task.heads:
+        names = split.classes[head.label].names
+        known = [[names[k] for k in clip[head.label]] for clip in decoded]
+        best = top_classes(scores.heads[head.label].probabilities, names)
+        lists = [[p for _, p in row] for row in best]
+        named = {
+            "label": known if scores.task.several else [x[0] for x in known],
+            "classes": [[name for name, _ in row] for row in best],
+            "probabilities": pa.array(lists, pa.list_(pa.float32())),
+        }
+        columns |= {scores.task.key(head, name): column for name, column in named.items()}
+    columns["loss"] = scores.losses.astype(np.float32)
     if logits:
         flat = pa.array(scores.logits.astype(np.float32).ravel())
-        columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, len(names))
-    table = pa.table(columns).replace_schema_metadata({"class_names": "\n".join(names)})
+        columns["logits"] = pa.FixedSizeListArray.from_arrays(flat, scores.logits.shape[1])
+    table = pa.table(columns)
+    table = table.replace_schema_metadata({"class_names": "\n".join(split.class_names)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     parquet.write_table(table, part)
@@ -129,7 +162,7 @@ def has_logits(path: Path) -> bool:
     return path.exists() and "logits" in parquet.read_schema(path).names
 
 
-def read_clips(path: Path) -> ClipScores | None:
+def read_clips(path: Path, task: Task) -> ClipScores | None:
     """Returns the scores of such a file, or None if there is none with logits."""
     from pyarrow import parquet
 
@@ -137,10 +170,17 @@ def read_clips(path: Path) -> ClipScores | None:
         return None
     table = parquet.read_table(path)
     names = table.schema.metadata[b"class_names"].decode().split("\n")
-    numbers = {name: i for i, name in enumerate(names)}
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(names))
-    labels = np.array([numbers[name] for name in table["label"].to_pylist()])
-    return ClipScores(table["index"].to_numpy(), labels, logits)
+    numbers: dict[str, list[Any]] = {}
+    for head in task.heads:
+        place = {name: i for i, name in enumerate(names[head.start : head.start + head.classes])}
+        column = table[task.key(head, "label")].to_pylist()
+        numbers[head.label] = [
+            [place[name] for name in x] if isinstance(x, list) else place[x] for x in column
+        ]
+    rows = zip(*numbers.values(), strict=True)
+    labels = [task.encode(dict(zip(numbers, row, strict=True))) for row in rows]
+    return ClipScores(table["index"].to_numpy(), np.stack(labels), logits, task)
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 import vivit
 from vivit.attention import KERNELS
@@ -33,6 +33,7 @@ from vivit.io import read_json, write_json
 from vivit.model import ViViT
 from vivit.model.settings import ModelSettings
 from vivit.settings import Config
+from vivit.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,16 @@ class Run:
         return build_for_inference(self.config.model)
 
     @cached_property
+    def task(self) -> Task:
+        """What the run's model predicts."""
+        import_modules(self.config.imports, copies=self.folder / IMPORTS)
+        return make_task(self.config.task.name, self.config.heads)
+
+    @cached_property
     def step(self) -> int:
         """The training step of the checkpoint. Raises ValueError that lists those that exist."""
         _ = self.config  # a folder without a run is refused, and left as it is
-        with Checkpoints(self.folder / "checkpoints") as checkpoints:
+        with Checkpoints(self.folder / "checkpoints", best=self.task.best) as checkpoints:
             return checkpoints.resolve(self.checkpoint)
 
     @cached_property
@@ -90,7 +97,7 @@ class Run:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the model's classes: those recorded in the run, or else the data's."""
+        """The names of the classes of all heads: those recorded in the run, or else the data's."""
         recorded = [read_data_record(self.workdir), *(x["data"] for x in self.evaluations())]
         names = next((x["class_names"] for x in recorded if "class_names" in x), None)
         return self.data.class_names if names is None else tuple(names)
@@ -101,7 +108,7 @@ class Run:
         import_modules(self.config.imports, copies=self.folder / IMPORTS)
         settings, recorded = self.data_settings, read_data_record(self.workdir)
         try:
-            split = open_split(settings, self.split)
+            split = open_split(settings, self.split, self.task)
         except ValueError as error:
             if self.data_root is None and recorded and not _exists(recorded["root"]):
                 raise ValueError(
@@ -118,7 +125,7 @@ class Run:
         train = recorded.get("split")
         if train is None or self.data_settings.name.endswith(MANIFESTS):
             return  # of a manifest, every file would have to be opened again
-        known = split if train == self.split else open_split(self.data_settings, train)
+        known = split if train == self.split else open_split(self.data_settings, train, self.task)
         if known.digest != recorded["digest"]:
             log.warning(
                 "the data in %s is not what %s was trained with: clips of split %r may have been "
@@ -158,7 +165,7 @@ class Run:
         return [unique[key] for key in sorted(unique)]
 
     def predict(self, clips: UInt8[np.ndarray, "B F H W 3"]) -> Float[np.ndarray, "B classes"]:
-        """Returns the probabilities of the classes for clips of the model's size.
+        """Returns the probabilities of the classes of all heads for clips of the model's size.
 
         `vivit.predict` prepares clips from video files. Compiled once per number of clips.
         """
@@ -167,7 +174,8 @@ class Run:
     @cached_property
     def _apply(self) -> Any:
         apply = cast(Callable[..., Logits], self.model.apply)
-        return jax.jit(lambda params, clips: jax.nn.softmax(apply({"params": params}, clips)))
+        task = self.task
+        return jax.jit(lambda params, clips: task.probabilities(apply({"params": params}, clips)))
 
     @cached_property
     def _device_params(self) -> Any:
@@ -175,8 +183,9 @@ class Run:
 
     def clips(
         self, indices: list[int]
-    ) -> tuple[UInt8[np.ndarray, "B F H W 3"], Int[np.ndarray, " B"]]:
-        """Returns clips of the split as the model gets them, a central view of each, and labels.
+    ) -> tuple[UInt8[np.ndarray, "B F H W 3"], Integer[np.ndarray, "B ..."]]:
+        """Returns clips of the split as the model gets them, a central view of each, and labels as
+        the task encodes them.
 
         Raises ValueError for a clip that cannot be read.
         """
@@ -200,13 +209,25 @@ class Run:
         size = self.config.model.clip[1:]
         return jax.jit(make_crop(self.data_settings.views.centre(), self.data, size))
 
+    def titles(self, labels: Integer[np.ndarray, "B ..."]) -> list[str]:
+        """Returns the names of the classes of clips: "left", or of two heads "7, left"."""
+
+        def title(row: Any) -> str:
+            found = self.task.decode(row).items()
+            names = [self.data.classes[label].names[i] for label, of in found for i in of]
+            return ", ".join(names) or "none"
+
+        return [title(row) for row in labels]
+
     def one_of_each_class(self, limit: int) -> list[int]:
         """Returns the first clip of each class, then the next clips, up to `limit` indices."""
         split = self.data
-        first: dict[int, int] = {}
+        first: dict[tuple[int, int], int] = {}  # (head, class) -> clip
         for index in range(min(len(split), 64 * len(split.class_names))):
-            first.setdefault(split.label_of(index), index)
-        chosen = [first[key] for key in sorted(first)]
+            for head, found in enumerate(split.labels_of(index).values()):
+                for number in np.ravel(found).tolist():
+                    first.setdefault((head, number), index)
+        chosen = list(dict.fromkeys(first[key] for key in sorted(first)))
         return (chosen + [i for i in range(len(split)) if i not in chosen])[:limit]
 
 
@@ -251,11 +272,12 @@ def build_for_inference(settings: ModelSettings) -> ViViT:
 def check_split(split: Split, model: ModelSettings, data: DataSettings) -> None:
     """Raises ValueError if a model does not fit the clips and classes of a split."""
     problems = []
-    if len(split.class_names) != model.classes:
-        problems.append(
-            f"label {split.label!r} needs model.classes={len(split.class_names)}, "
-            f"not {model.classes}"
-        )
+    heads = split.task.heads
+    for head in heads:
+        classes = len(split.classes[head.label].names)
+        if classes != head.classes:
+            key = "model.classes" if len(heads) == 1 else f"task.heads: {head.label}"
+            problems.append(f"label {head.label!r} needs {key}={classes}, not {head.classes}")
     size = model.clip[1:]
     if split.smallest < max(size) and not data.enlarge:
         problems.append(

@@ -12,6 +12,7 @@ from vivit.data.settings import AugmentSettings, DataSettings
 from vivit.mesh import FSDP, TENSOR
 from vivit.model.settings import ModelSettings
 from vivit.pretrained.settings import InitSettings
+from vivit.tasks.settings import TaskSettings
 
 Rule = tuple[str, tuple[str | None, ...]]
 RULES: tuple[Rule, ...] = (
@@ -81,6 +82,7 @@ class TrainSettings:
     accumulate: parts of a batch that are computed one after another, with the result of the whole
         batch and the memory of one part.
     label_smoothing: share of the target that is spread over all classes; 1512.00567, section 7.
+        Of a multi-label task, over whether a clip has a class or not.
     average_decay: of an exponential moving average of the parameters, which evaluation then uses;
         None for none.
     """
@@ -156,9 +158,30 @@ class Config:
     seed: int = 0
     imports: tuple[str, ...] = ()
     model: ModelSettings = ModelSettings(clip=(16, 32, 32), classes=8)
+    task: TaskSettings = field(default_factory=TaskSettings)
     init: InitSettings = field(default_factory=InitSettings)
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
     parallel: ParallelSettings = ParallelSettings()
+
+    def __post_init__(self) -> None:
+        heads, label = self.task.heads, self.data.label
+        if heads and label:
+            raise ValueError(
+                f"task.heads names labels, and so does data.label={label!r}; set data.label='', or "
+                "task.heads={}"
+            )
+        if not heads and not label:
+            raise ValueError("data.label='': name the label to train on, or several in task.heads")
+        if heads and self.model.classes != sum(heads.values()):
+            raise ValueError(
+                f"task.heads needs model.classes={sum(heads.values())}, the sum of its heads, not "
+                f"{self.model.classes}"
+            )
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Label -> number of classes, in the order of the logits."""
+        return dict(sorted(self.task.heads.items())) or {self.data.label: self.model.classes}

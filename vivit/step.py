@@ -12,9 +12,9 @@ import optax
 
 from vivit.axes import Logits
 from vivit.model import ViViT
-from vivit.objective import cross_entropy, metric_sums
 from vivit.parallel import place_on
 from vivit.settings import TrainSettings
+from vivit.tasks import Task
 
 Params = Any
 Leaf = Any  # an array; in a tree of shapes or of shardings, what describes it
@@ -78,6 +78,7 @@ def start_from(state: TrainState, params: Params) -> TrainState:
 def make_train_step(
     model: ViViT,
     optimizer: optax.GradientTransformation,
+    task: Task,
     settings: TrainSettings,
     *,
     augment: Callable[..., Mapping[str, jax.Array]] | None = None,
@@ -92,7 +93,7 @@ def make_train_step(
     if settings.accumulate has several.
     """
     apply = cast(Callable[..., Logits], model.apply)
-    smooth = partial(cross_entropy, label_smoothing=settings.label_smoothing)
+    losses_of = partial(task.losses, label_smoothing=settings.label_smoothing)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
         total = partial(jax.lax.psum, axis_name=axis_name) if axis_name else lambda x: x
@@ -106,11 +107,7 @@ def make_train_step(
 
         def loss(params, part, rng):
             logits = apply({"params": params}, part["clips"], rngs={"dropout": rng})
-            losses = smooth(logits, part["labels"])
-            if "label_weight" in part:  # mixed clips have two labels
-                weight = part["label_weight"]
-                losses = weight * losses + (1 - weight) * smooth(logits, part["other_labels"])
-            sums = metric_sums(losses, logits, part["labels"], part["valid"])
+            sums = task.sums(losses_of(logits, part), logits, part)
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
         gradient = partial(jax.grad(loss, has_aux=True), state.params)
@@ -149,7 +146,9 @@ def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: in
     return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
 
 
-def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | None = None) -> Step:
+def make_eval_step(
+    model: ViViT, task: Task, *, predict_views: Callable[..., jax.Array] | None = None
+) -> Step:
     """Returns step(params, batch, *, axis_name=None) -> (metric sums, and of each clip of all
     devices its "logits", "labels", "valid" and "indices").
 
@@ -165,8 +164,7 @@ def make_eval_step(model: ViViT, *, predict_views: Callable[..., jax.Array] | No
         else:
             logits = predict_views(predict, batch["clips"], batch["extents"])
         of_clips = {"logits": logits, **{k: batch[k] for k in ("labels", "valid", "indices")}}
-        labels, valid = of_clips["labels"], of_clips["valid"]
-        sums = metric_sums(cross_entropy(logits, labels), logits, labels, valid)
+        sums = task.sums(task.losses(logits, of_clips), logits, of_clips)
         if axis_name:
             sums = jax.lax.psum(sums, axis_name)
             of_clips = jax.lax.all_gather(of_clips, axis_name, tiled=True)

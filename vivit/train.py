@@ -59,6 +59,7 @@ from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
 from vivit.settings import Config
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
+from vivit.tasks import make_task
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ def train(
         with parallel.ambient():
             model = vivit.build(config.model)
         frames, height, width = config.model.clip
-        train_split, held_out = (open_split(config.data, name) for name in config.data.splits)
+        task = make_task(config.task.name, config.heads)
+        train_split, held_out = (open_split(config.data, name, task) for name in config.data.splits)
         for split in (train_split, held_out):
             check_split(split, config.model, config.data)
         size = config.data.batch_size
@@ -110,8 +112,8 @@ def train(
             config.optim, steps=config.train.steps, batch_size=size
         )
         make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
-        train_step = make_train_step(model, optimizer, config.train, augment=augment)
-        eval_step = parallel.evaluate(make_eval_step(model, predict_views=predict_views))
+        train_step = make_train_step(model, optimizer, task, config.train, augment=augment)
+        eval_step = parallel.evaluate(make_eval_step(model, task, predict_views=predict_views))
 
         counts, splits = count(model), (train_split, held_out)
         logger.info("%s", introduce(config, model, counts, splits, parallel, Path(workdir)))
@@ -128,7 +130,7 @@ def train(
         del loaded  # frees its memory
         stop = stack.enter_context(stop_signals())  # first, so that a last save is not killed
         checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints)
+            Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints, best=task.best)
         )
         newest = checkpoints.latest()
         if newest is not None:
@@ -142,7 +144,9 @@ def train(
         # The loop. A batch is a function of (seed, step), so the step is the data's position.
         start, steps = int(state.step), config.train.steps
         of_process = {"process": parallel.part, "processes": parallel.parts}
-        log = MetricsLog(folder, steps=steps, resumed_at=start) if is_first() else NoLog()
+        log = NoLog()
+        if is_first():
+            log = MetricsLog(folder, steps=steps, resumed_at=start, task=task)
         stack.enter_context(closing(log))
         if newest is not None:
             logger.info("resuming from training step %d", start)
@@ -169,7 +173,7 @@ def train(
         def validate(params: Any) -> dict[str, float]:
             batches = eval_batches(one_view, held_out, frames=frames, **of_process)
             with closing(batches):
-                scores = score(eval_step, params, batches, parallel)
+                scores = score(eval_step, params, batches, parallel, task)
             return {**scores.metrics, "damaged": scores.damaged(held_out)}
 
         pending, pace = [], Pace(config, counts, waited=batches.waited)

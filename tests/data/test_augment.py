@@ -10,11 +10,13 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vivit.data import colour, randaugment
 from vivit.data.augment import AUGMENTATIONS, Augmentation, erase, make_augmentation, mix
+from vivit.data.classes import Classes
 from vivit.data.randaugment import FILL, OPERATIONS, Operation
 from vivit.data.settings import AugmentSettings
 from vivit.data.split import Split
 from vivit.data.whole_clips import WholeClips
 from vivit.registry import Options
+from vivit.tasks import Classify
 
 SHAPE = (3, 32, 40, 3)
 RANDAUGMENT = dict(OPERATIONS._items)
@@ -30,17 +32,17 @@ def clip():
 
 
 def split_of(largest=(40, 60), smallest=40, names=("a", "b"), mirrored=(0, 1)):
+    flip = {a: None if i < 0 else names[i] for a, i in zip(names, mirrored, strict=True)}
     return Split(
         WholeClips((), (1, 1, 1, 3)),
-        "label",
-        names,
-        mirrored,
+        {"label": Classes(names, flip)},
         largest,
         smallest,
         "train",
         "x",
         "",
         "",
+        task=Classify({"label": len(names)}),
     )
 
 

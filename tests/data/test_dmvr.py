@@ -78,7 +78,7 @@ def test_records_become_a_data_set(tmp_path):
             np.testing.assert_allclose(video.times, np.array(stamps) / 1e6, atol=2e-5)
             frames = video.read(np.array([5, 0, 3]), None)
             assert [number_of(frame) for frame in frames] == [5, 0, 3]
-            assert data.label_of(0) == 1
+            assert data.labels_of(0) == {"label": 1}
             assert len(data.reader.open(1).times) == 9
 
 

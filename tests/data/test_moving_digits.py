@@ -103,9 +103,9 @@ def test_preparation_is_deterministic(data_root, tmp_path, monkeypatch):
 
 def test_a_clip_shows_its_digit_in_motion():
     images, _ = md.load_digits()
-    clip = md.render("right", 0, np.arange(10), images, rng=np.random.default_rng(0))
+    clip = md.render([("right", 0)], np.arange(10), images, rng=np.random.default_rng(0))
     assert clip.shape == (16, 32, 32, 1)
     assert clip.dtype == np.uint8
-    still = md.render("grow", 0, np.arange(10), images, rng=np.random.default_rng(0))
+    still = md.render([("grow", 0)], np.arange(10), images, rng=np.random.default_rng(0))
     assert (clip != still).any()
     assert clip.max() > 200

@@ -86,7 +86,7 @@ def test_the_last_batch_is_padded_and_masked(data_root):
     assert [b["valid"].sum() for b in batches] == [8, 8, 5]
     assert {len(b["clips"]) for b in batches} == {8}
     labels = np.concatenate([b["labels"][b["valid"] == 1] for b in batches])
-    assert labels.tolist() == [split.label_of(i) for i in range(len(split))]
+    assert labels.tolist() == [split.labels_of(i)["digit"] for i in range(len(split))]
     halves = [
         list(load_views(split, frames=16, batch_size=8, process=p, processes=2)) for p in (0, 1)
     ]
@@ -180,7 +180,7 @@ def test_a_registered_data_set_is_what_is_prepared_and_opened(tmp_path, monkeypa
     main(["prepare", "blinks", str(tmp_path)])
     split = opened("blinks", tmp_path, split="train", label="which")
     assert opened_splits == ["train"]
-    assert split.flip_label == (1, 0)
+    assert split.flip_labels == ((1, 0),)
     batch = next(load(split, frames=4, batch_size=4))
     values = batch["clips"].reshape(4, -1)
     assert (values == values[:, :1]).all()
@@ -202,4 +202,6 @@ def test_a_registered_format_is_what_opens_a_data_set(data_root, tmp_path, monke
     monkeypatch.setattr(OPENERS, "_items", {**OPENERS._items})
     OPENERS.add("bytes", open_whole_clips)
     new, old = opened("other", tmp_path, **by), opened("moving_digits", data_root, **by)
-    assert [new.label_of(i) for i in range(len(new))] == [old.label_of(i) for i in range(len(old))]
+    assert [new.labels_of(i) for i in range(len(new))] == [
+        old.labels_of(i) for i in range(len(old))
+    ]

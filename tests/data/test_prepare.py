@@ -38,7 +38,7 @@ def test_every_frame_of_every_clip_is_kept(prepared, videos, name):
         for i, clip in enumerate(clips):
             video = data.reader.open(i)
             assert data.reader.name(i) == clip.path
-            assert video.labels["label"] == data.label_of(i) == clip.labels["label"]
+            assert video.labels["label"] == data.labels_of(i)["label"] == clip.labels["label"]
             count = len(video.times)
             frames = video.read(np.arange(count), None)
             assert [number_of(frame) for frame in frames] == list(range(count))

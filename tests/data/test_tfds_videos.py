@@ -87,7 +87,7 @@ def test_it_is_read_by_name_without_tensorflow(ucf101):
     assert len(video.times) == 12
     numbers = [11, 0, 5]
     assert [number_of(x) for x in video.read(np.array(numbers), None)] == numbers
-    assert [data.label_of(i) for i in range(4)] == [0, 1, 0, 1]
+    assert [data.labels_of(i)["label"] for i in range(4)] == [0, 1, 0, 1]
     batch = next(load(data, frames=4, batch_size=4))
     assert batch["clips"].shape == (4, 4, 64, 96, 3)
     assert "tensorflow" not in sys.modules

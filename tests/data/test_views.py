@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vivit.data.classes import Classes
 from vivit.data.geometry import resample, to_uint8, view
 from vivit.data.settings import ViewsSettings
 from vivit.data.split import Split
 from vivit.data.views import AVERAGES, make_views
 from vivit.data.whole_clips import WholeClips
+from vivit.tasks import Classify
 
 
 def noise(height, width, frames=2, seed=0):
@@ -18,15 +20,14 @@ def noise(height, width, frames=2, seed=0):
 def split_of(largest, smallest):
     return Split(
         WholeClips((), (1, 1, 1, 3)),
-        "label",
-        ("a", "b"),
-        (0, 1),
+        {"label": Classes(("a", "b"))},
         largest,
         smallest,
         "test",
         "x",
         "",
         "",
+        task=Classify({"label": 2}),
     )
 
 
@@ -149,7 +150,7 @@ def test_mistakes_are_named():
 
 def test_a_registered_average_is_what_averages(monkeypatch):
     monkeypatch.setattr(AVERAGES, "_items", {**AVERAGES._items})
-    AVERAGES.add("last", lambda logits: logits[-1])
+    AVERAGES.add("last", lambda logits, task: logits[-1])
     clips = jnp.asarray(noise(16, 40))[None, None]
     split, extents = split_of((16, 40), 16), jnp.array([[16, 40]])
     predict_views = make_views(ViewsSettings(1, 3, average="last"), split, (16, 16))

@@ -98,7 +98,7 @@ def test_a_failed_run_is_said_and_the_others_continue(sweep_file, tmp_path, caps
     assert {row["name"] for row in rows} == {"base"}
     for row in rows:
         scores = next(folder.glob("family=joint,*/eval/test_*.json"))
-        assert row["accuracy"] == [100 * json.loads(scores.read_text())["top1"]]
+        assert row["scores"]["top-1"] == [100 * json.loads(scores.read_text())["top1"]]
 
 
 def test_a_dry_run_prints_commands_that_can_be_pasted(capsys):

@@ -32,7 +32,7 @@ from vivit.data.manifest import ClipRow
 from vivit.data.sampling import SAMPLINGS, clip_from, last_start
 from vivit.data.video import ClipReadError, VideoReader
 from vivit.data.video_files import Indexes, open_video
-from vivit.results import top_classes
+from vivit.results import best_of_heads
 
 BATCH = 8  # clips that the model gets at once
 TOP = 3  # classes shown
@@ -141,9 +141,14 @@ def list_seen(run: Run, video: VideoReader) -> Iterator[Seen]:
         clips += [clips[-1]] * (BATCH - len(batch))  # one shape, which is compiled once
         maps = capture(run.model, run.params, np.stack(clips))
         heats = np.asarray(rollout(maps)).reshape(BATCH, *config.grid)
-        probabilities = np.asarray(jax.nn.softmax(maps.logits))
-        best = top_classes(probabilities, run.class_names, k=TOP)
-        for window, heat, classes in zip(batch, heats, best, strict=False):
+        probabilities = np.asarray(run.task.probabilities(maps.logits))
+        best = best_of_heads(run.task, probabilities, run.class_names, k=TOP)
+        for window, heat, of_heads in zip(batch, heats, best, strict=False):
+            classes = [
+                (f"{label}: {name}" if len(of_heads) > 1 else name, p)
+                for label, found in of_heads.items()
+                for name, p in found
+            ]
             yield Seen(window, heat * heat.size, classes)
 
 

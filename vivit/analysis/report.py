@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
@@ -28,8 +27,9 @@ from vivit.cli import add_run_arguments, make_parser, run_command, show_log
 from vivit.evaluate import evaluate
 from vivit.io import read_json, write_atomically
 from vivit.processes import add_process_arguments, connected, gather, is_first
-from vivit.results import read_rows
+from vivit.results import ClipScores, best_of_heads, parts_by_head, read_rows
 from vivit.run import Run, evaluation_path
+from vivit.tasks import Head, Task
 
 SAMPLES = 8  # clips shown, one of each class while there are enough classes
 MISTAKES = 12  # clips shown
@@ -62,15 +62,22 @@ def write_report(
     scores, clip_rows = read_json(path), read_rows(rows)
     images, labels = run.clips(run.one_of_each_class(SAMPLES))
     maps = capture(run.model, params, images)
-    names = run.data.class_names
-    confusion = np.array(scores["confusion"])
-    sections = [
-        ("Evaluations", _evaluations(run, scores)),
-        ("Mistakes", _mistakes(run, clip_rows)),
-        ("Classes", _classes(scores, confusion)),
-        ("Confusion", draw_confusion(confusion, names)),
-        ("Learning", picture(draw_curves(columns(run.metrics)), alt="learning curves")),
-        ("Where it looks", _samples(maps, images, labels, names)),
+    sections = [("Evaluations", _evaluations(run, scores))]
+    for head in run.task.heads:
+        part = parts_by_head(scores)[head.label]
+        of = f" of {head.label}" if len(run.task.heads) > 1 else ""
+        sections += [
+            (f"Mistakes{of}", _mistakes(run, _rows_of_head(run.task, head, clip_rows))),
+            (f"Classes{of}", _classes(part)),
+        ]
+        if "confusion" in part:
+            names = run.data.classes[head.label].names
+            drawn = draw_confusion(np.array(part["confusion"]), names)
+            sections.append((f"Confusion{of}", drawn))
+    curves = draw_curves(columns(run.metrics), run.task)
+    sections += [
+        ("Learning", picture(curves, alt="learning curves")),
+        ("Where it looks", _samples(run, maps, images, labels)),
         ("Between time steps", _over_time(maps)),
         ("Config", _config(scores)),
     ]
@@ -91,15 +98,18 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     return splits
 
 
-def draw_curves(metrics: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Draws loss, accuracy and learning rate against the training step."""
+def draw_curves(metrics: dict[str, dict[str, np.ndarray]], task: Task) -> Figure:
+    """Draws loss, the metric that checkpoints are compared by, and learning rate against the
+    training step."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    best = task.best
     for split, values in metrics.items():
         style = "o-" if split == "validation" else "-"
         axes[0].plot(values["step"], values["loss"], style, label=split, markersize=4)
-        axes[1].plot(values["step"], 100 * values["top1"], style, label=split, markersize=4)
+        if best in values:
+            axes[1].plot(values["step"], 100 * values[best], style, label=split, markersize=4)
     axes[2].plot(metrics["train"]["step"], metrics["train"]["lr"])
-    titles = ("loss (nats)", "top-1 accuracy (%)", "learning rate")
+    titles = ("loss (nats)", f"{task.columns()[best]} (%)", "learning rate")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
@@ -177,15 +187,10 @@ def _matrix_cell(count: int | np.integer, part: float | np.floating) -> str:
 
 def _header(scores: dict[str, Any], run: Run) -> str:
     model, data = scores["config"]["model"], scores["data"]
-    values = [
-        ("top-1 accuracy", f"{scores['top1']:.2%}"),
-        ("loss (nats)", f"{scores['loss']:.4f}"),
-        (f"{scores['split']} clips", f"{scores['clips']:,}"),
-    ]
-    recalls = [row["recall"] for row in scores["per_class"] if row["recall"] is not None]
-    values.insert(1, ("mean class accuracy", f"{np.mean(recalls):.2%}"))
-    if len(scores["per_class"]) > 5:
-        values.insert(1, ("top-5 accuracy", f"{scores['top5']:.2%}"))
+    shown = {title: scores[k] for k, title in run.task.columns().items() if k in scores}
+    values = [(title, f"{value:.2%}") for title, value in shown.items()]
+    values += [("loss (nats)", f"{scores['loss']:.4f}")]
+    values += [(f"{scores['split']} clips", f"{scores['clips']:,}")]
     if scores["damaged"]:
         values.append(("clips that could not be read", str(scores["damaged"])))
     path = run.folder / "cost.json"
@@ -205,29 +210,42 @@ def _header(scores: dict[str, Any], run: Run) -> str:
 
 def _evaluations(run: Run, scores: dict[str, Any]) -> str:
     key = lambda x: (x["split"], x["step"], x["views"])
-    found, many = run.evaluations(), len(scores["per_class"]) > 5
+    found, columns = run.evaluations(), run.task.columns()
     rows = [
-        (x["split"], x["step"], x["views"], x["clips"], percent(x["top1"], digits=2),
-         percent(x["top5"] if many else None, digits=2), (x["loss"], f"{x['loss']:.4f}"))
+        (
+            *(x["split"], x["step"], x["views"], x["clips"]),
+            *(percent(x.get(k), digits=2) for k in columns),
+            (x["loss"], f"{x['loss']:.4f}"),
+        )
         for x in found
-    ]  # fmt: skip
-    head = ("split", "step", "views", "clips", "top-1", "top-5", "loss")
+    ]
+    head = ("split", "step", "views", "clips", *columns.values(), "loss")
     now = [i for i, x in enumerate(found) if key(x) == key(scores)]
     about = "<p>All evaluations of this run; the rest of the page is of the one in colour.</p>"
     return about + table(head, rows, marked=now)
 
 
+def _rows_of_head(task: Task, head: Head, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows of a head: "label" has the names of all classes of a clip."""
+    made = []
+    for row in rows:
+        of_head = {k: row[task.key(head, k)] for k in ("label", "classes", "probabilities")}
+        label = of_head["label"]
+        made.append({**row, **of_head, "label": label if task.several else [label]})
+    return made
+
+
 def _mistakes(run: Run, rows: list[dict[str, Any]]) -> str:
-    wrong = [row for row in rows if row["classes"][0] != row["label"]]
+    wrong = [row for row in rows if row["classes"][0] not in row["label"]]
     if not wrong:
         return f"<p>None: all {len(rows)} clips are right.</p>"
     wrong.sort(key=lambda row: -row["probabilities"][0])
     pairs: dict[tuple[str, str], int] = {}
     clips_of: dict[str, int] = {}
     for row in rows:
-        clips_of[row["label"]] = clips_of.get(row["label"], 0) + 1
+        clips_of[_title(row)] = clips_of.get(_title(row), 0) + 1
     for row in wrong:
-        pair = row["label"], row["classes"][0]
+        pair = _title(row), row["classes"][0]
         pairs[pair] = pairs.get(pair, 0) + 1
     listed = sorted(pairs.items(), key=lambda item: -item[1])[:PAIRS]
     cells = [(a, b, n, percent(n / clips_of[a])) for (a, b), n in listed]
@@ -240,44 +258,51 @@ def _mistakes(run: Run, rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _title(row: dict[str, Any]) -> str:
+    return ", ".join(row["label"]) or "none"
+
+
 def _mistake(row: dict[str, Any], clip: np.ndarray) -> str:
     chosen = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
     strip = np.concatenate(list(clip[chosen]), axis=1)
     small = clip.shape[1] < 64
     shown = image(strip, alt="frames of the clip", scale=2 if small else 1, crisp=small)
-    kind = {row["classes"][0]: "wrong", row["label"]: "correct"}
+    kind = {row["classes"][0]: "wrong", **dict.fromkeys(row["label"], "correct")}
     best = ", ".join(
         f'<span class="{kind.get(name, "")}">{text(name)} {p:.1%}</span>'
         for name, p in zip(row["classes"][:3], row["probabilities"], strict=False)
     )
     return (
-        f"<figure>{shown}<figcaption><b>{text(row['label'])}</b>, predicted "
+        f"<figure>{shown}<figcaption><b>{text(_title(row))}</b>, predicted "
         f"{best}, loss {row['loss']:.2f}<br>"
         f'<span class="quiet">{text(row["path"])} {text(row["segment"])}</span>'
         f"</figcaption></figure>"
     )
 
 
-def _classes(scores: dict[str, Any], confusion: np.ndarray) -> str:
-    names = [row["class"] for row in scores["per_class"]]
-    others = confusion - np.diag(np.diag(confusion))
-    rows = []
-    for i, row in enumerate(scores["per_class"]):
-        other = int(others[i].argmax())
-        count = int(others[i, other])
-        taken = (count, f"{names[other]} ({count})" if count else "")
-        rows.append(
-            (row["class"], row["clips"], percent(row["recall"]), percent(row["precision"]), taken)
-        )
-    head = ("class", "clips", "recall", "precision", "most often taken for")
+def _classes(part: dict[str, Any]) -> str:
+    rates = [name for name in part["per_class"][0] if name not in ("class", "clips")]
+    head = ["class", "clips", *(name.replace("_", " ") for name in rates)]
+    rows = [
+        [row["class"], row["clips"], *(percent(row[name]) for name in rates)]
+        for row in part["per_class"]
+    ]
+    if "confusion" in part:
+        head.append("most often taken for")
+        confusion = np.array(part["confusion"])
+        others = confusion - np.diag(np.diag(confusion))
+        for row, counts in zip(rows, others, strict=True):
+            other = int(counts.argmax())
+            count, name = int(counts[other]), part["per_class"][other]["class"]
+            row.append((count, f"{name} ({count})" if count else ""))
     return f'<p>Click a head to sort.</p><div class="scroll">{table(head, rows)}</div>'
 
 
-def _samples(
-    maps: AttentionMaps, clips: np.ndarray, labels: np.ndarray, names: Sequence[str]
-) -> str:
+def _samples(run: Run, maps: AttentionMaps, clips: np.ndarray, labels: np.ndarray) -> str:
     parts, config = np.asarray(rollout(maps)), maps.model.config
-    probabilities = np.asarray(jax.nn.softmax(maps.logits))
+    logits = np.asarray(maps.logits)
+    scores = ClipScores(np.arange(len(clips)), labels, logits, run.task)
+    best = best_of_heads(run.task, run.task.probabilities(logits), run.data.class_names, k=1)
     about = (
         "<p>Attention rollout from the readout back to the tokens, against a uniform map (1/N for "
         "each of N tokens): plain where a token has as much, coloured where it has more, dark "
@@ -286,9 +311,10 @@ def _samples(
         "4 times uniform</p>"
     )
     figures = []
-    for clip, part, probability, label in zip(clips, parts, probabilities, labels, strict=True):
-        guess, label = int(probability.argmax()), int(label)
-        verdict = "correct" if guess == label else "wrong"
+    shown = zip(clips, parts, run.titles(labels), best, scores.right, strict=True)
+    for clip, part, title, of_heads, right in shown:
+        guess = ", ".join(f"{text(name)} ({p:.0%})" for ((name, p),) in of_heads.values())
+        verdict = "correct" if right else "wrong"
         heat = heat_on_frames(part, grid=config.grid, clip=config.clip)
         scale = max(1, 128 // clip.shape[1])
         covered = overlay(clip, heat, mean=1 / part.size)
@@ -298,8 +324,8 @@ def _samples(
         figures.append(
             f'<figure><div class="side">{films}</div>'
             f"{_filmstrip(clip, covered, config.grid[0])}<figcaption>"
-            f"<b>{text(names[label])}</b>: predicted {text(names[guess])} "
-            f'({probability[guess]:.0%}), <span class="{verdict}">{verdict}</span>; '
+            f"<b>{text(title)}</b>: predicted {guess}, "
+            f'<span class="{verdict}">{verdict}</span>; '
             f"entropy {relative_entropy(part):.1%}</figcaption></figure>"
         )
     return f'{about}<div class="grid">{"".join(figures)}</div>'

@@ -72,8 +72,10 @@ def make_augmentation(
     def augment(batch: Batch, key: Array) -> Batch:
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["indices"])
         clips, flipped = jax.vmap(one)(keys, batch["clips"], batch["extents"])
-        mirrored = jnp.array(split.flip_label)[batch["labels"]]
-        labels = jnp.where(flipped, mirrored, batch["labels"]).astype(batch["labels"].dtype)
+        labels = batch["labels"]
+        mirrored = split.task.mirrored(labels, split.flip_labels)
+        flipped = flipped.reshape(-1, *[1] * (labels.ndim - 1))
+        labels = jnp.where(flipped, mirrored, labels).astype(labels.dtype)
         batch = {**batch, "labels": labels}
         if settings.mixup or settings.cutmix:
             # The draws of a pair are its first clip's, so that both agree.
@@ -89,12 +91,19 @@ def _check(settings: AugmentSettings, split: Split, size: tuple[int, int]) -> No
             f"augment.short_side={tuple(settings.short_side)} is smaller than the model's "
             f"{size[0]} x {size[1]}"
         )
-    stuck = [n for n, m in zip(split.class_names, split.flip_label, strict=True) if m < 0]
+    flips = [to for of_head in split.flip_labels for to in of_head]
+    stuck = [name for name, to in zip(split.class_names, flips, strict=True) if to < 0]
     if settings.flip and stuck:
         raise ValueError(
             f"augment.flip={settings.flip}: {', '.join(stuck[:5])} tell left from right, and the "
             "classes have no mirror image of them; set flip=0, or name one in the manifest's "
             ".classes.json"
+        )
+    if (settings.mixup or settings.cutmix) and not split.task.mixes:
+        raise ValueError(
+            f"augment.mixup={settings.mixup:g} and cutmix={settings.cutmix:g}: the loss of task "
+            f"{type(split.task).__name__} is not linear in its targets, so clips cannot be mixed; "
+            "set both to 0"
         )
 
 

@@ -21,11 +21,12 @@ class Classes:
     """Class names of a label in the order of their numbers.
 
     flip: name -> the class of the mirror image, or None where there is no such class, for classes
-    that tell left from right.
+    that tell left from right. several: whether a clip may have several of them, or none.
     """
 
     names: tuple[str, ...]
     flip: dict[str, str | None] = field(default_factory=dict)
+    several: bool = False
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:

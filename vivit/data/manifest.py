@@ -3,7 +3,8 @@
 Columns: path (below the data root, or a URI; `file.tfrecord#BYTE` is a record), split, and
 optionally start and end (seconds of the file), id, sha256 (of the file). Every other column is a
 label of that name: class names or class numbers; empty where there is none. A file
-NAME.classes.json next to NAME.csv has {label: {"names": [...], "flip": {name: mirrored name}}}.
+NAME.classes.json next to NAME.csv has {label: {"names": [...], "flip": {name: mirrored name}}};
+with "several": true a clip may have several classes, "dog|barking", or none.
 """
 
 import csv
@@ -19,16 +20,18 @@ from vivit.data.classes import UNLABELLED, Classes, mirror_names
 
 COLUMNS = ("path", "start", "end", "split", "id", "sha256")
 MOST_CLASSES = 100_000
+SEPARATOR = "|"  # of the classes of a clip that may have several
 SHOWN = 10  # problems that an error spells out
 
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row. labels: label -> class number, UNLABELLED where there is none."""
+    """One row. labels: label -> class number, UNLABELLED where there is none; class numbers, for a
+    label of which a clip may have several."""
 
     path: str
     split: str
-    labels: dict[str, int]
+    labels: dict[str, Any]
     start: float | None = None
     end: float | None = None
     id: str = ""
@@ -117,7 +120,13 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
         rows = parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} can't be read as Parquet: {error}") from error
-    return [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    return [{k: _as_text(v) for k, v in row.items()} for row in rows]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return SEPARATOR.join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> dict[str, Classes]:
@@ -131,10 +140,13 @@ def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> d
             names = tuple(known[label]["names"])
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{file} has {label} classes twice: {', '.join(repeated)}")
+            several = bool(known[label].get("several"))
+            if several and (odd := [name for name in names if SEPARATOR in name]):
+                raise ValueError(f"{file}: {label} {odd[0]!r} has a {SEPARATOR!r}, which separates")
             flip = known[label].get("flip", mirror_names(names))
             odd = [k for k, v in flip.items() if k not in names or (v and flip.get(v, v) != k)]
             raise_all(f"{file}: flip must pair classes of {label}, both ways", odd)
-            classes[label] = Classes(names, dict(flip))
+            classes[label] = Classes(names, dict(flip), several)
         elif numbers := [value for value in map(_number, values) if value is not None]:
             if len(numbers) < len(values):
                 text = next(value for value in values if _number(value) is None)
@@ -187,11 +199,12 @@ def _clip(row: dict[str, str], classes: dict[str, Classes]) -> tuple[ClipRow, li
             seconds[name] = None
     if None not in seconds.values() and seconds["end"] <= seconds["start"]:
         problems.append(f"ends at {seconds['end']:g} s, before its start at {seconds['start']:g} s")
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for label, known in classes.items():
-        number, wrong = class_number(row[label], label, known)
-        numbers[label] = number
-        problems += wrong
+        texts = [x for x in row[label].split(SEPARATOR) if x] if known.several else [row[label]]
+        found = [class_number(text, label, known) for text in texts]
+        problems += [problem for _, wrong in found for problem in wrong]
+        numbers[label] = tuple(n for n, _ in found) if known.several else found[0][0]
     clip = ClipRow(
         row["path"], row["split"], numbers, **seconds, id=row.get("id", ""),
         sha256=row.get("sha256", ""),

@@ -12,6 +12,7 @@ direction: a clip played backwards is as likely a clip of the opposite label.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ TURNS = (0.8 * np.pi, 1.2 * np.pi)  # of a whole clip
 SLANT = 0.4  # radians between an arc's middle and the top of its circle
 SMALLEST, LARGEST = 9.0, 20.0  # pixels across a digit
 GROWTHS = (0.03, 0.06)  # of the ring of sizes per frame
+MOST_DIGITS = 3  # of a clip of SeveralDigits
 CLUTTER = 10  # pieces of other digits in the background
 SEED = 0
 
@@ -67,9 +69,48 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             motion = i % len(MOTIONS)  # balanced; readers shuffle
             rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
             image = int(rng.choice(chosen))
-            clip = render(MOTIONS[motion], image, chosen, images, rng=rng)
+            clip = render([(MOTIONS[motion], image)], chosen, images, rng=rng)
             digit = int(digits[image])
             yield i, {"clip": clip.tobytes(), "motion": motion, "digit": digit, "image": image}
+
+
+class SeveralDigits(tfds.core.GeneratorBasedBuilder):
+    """Clips of one to three digits, each with a motion of its own; which digits occur is the label,
+    so a clip may have several classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "1 to 3 of 10 digits, 16 frames of 32 x 32."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            homepage="https://archive.ics.uci.edu/dataset/80",
+            features=tfds.features.FeaturesDict(
+                {
+                    "clip": tfds.features.Tensor(shape=(), dtype=np.object_),
+                    "digits": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(
+                clip_shape=[FRAMES, SIDE, SIDE, 1],
+                labels={"digits": [str(d) for d in range(10)]},
+                several=["digits"],
+                seed=SEED,
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str):
+        images, digits = load_digits()
+        chosen = split_images(digits)[split]
+        for i in range(SPLITS[split]):
+            rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
+            drawn = rng.choice(chosen, size=1 + i % MOST_DIGITS)
+            moving = [(MOTIONS[rng.integers(len(MOTIONS))], int(image)) for image in drawn]
+            clip = render(moving, chosen, images, rng=rng)
+            yield i, {"clip": clip.tobytes(), "digits": np.unique(digits[drawn])}
 
 
 @functools.cache
@@ -116,14 +157,21 @@ def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 
 
 def render(
-    motion: str, image: int, others: np.ndarray, images: np.ndarray, *, rng: np.random.Generator
+    moving: Sequence[tuple[str, int]],
+    others: np.ndarray,
+    images: np.ndarray,
+    *,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Returns uint8 [F, H, W, 1]: digit `image` in motion over pieces of the images `others`."""
-    places, sizes = trajectory(motion, rng)
-    rows = _resampling(places[:, 1], sizes)
-    columns = _resampling(places[:, 0], sizes)
-    digit = np.einsum("fyi,ij,fxj->fyx", rows, images[image], columns)
-    frames = np.maximum(_background(others, images, rng=rng), digit)
+    """Returns uint8 [F, H, W, 1]: digits in motion, pairs of a motion and the number of an image,
+    over pieces of the images `others`."""
+    digits = []
+    for motion, image in moving:
+        places, sizes = trajectory(motion, rng)
+        rows = _resampling(places[:, 1], sizes)
+        columns = _resampling(places[:, 0], sizes)
+        digits.append(np.einsum("fyi,ij,fxj->fyx", rows, images[image], columns))
+    frames = np.maximum(_background(others, images, rng=rng), np.maximum.reduce(digits))
     frames = frames + rng.normal(0, 0.02, size=frames.shape)
     return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)[..., None]
 

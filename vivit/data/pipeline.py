@@ -19,9 +19,9 @@ from vivit.processes import gather
 log = logging.getLogger(__name__)
 
 # clips uint8 [B, F, H, W, 3], or [B, V, F, H, W, 3] of views; extents int32 [B, 2]: the height and
-# width that frames have of H and W; labels int32 [B]; valid float32 [B], 0 for padding and clips
-# that can't be read; indices uint32 [B]: of the examples in the order of training, for what they
-# draw.
+# width that frames have of H and W; labels [B, ...], as the task encodes them; valid float32 [B], 0
+# for padding and clips that can't be read; indices uint32 [B]: of the examples in the order of
+# training, for what they draw.
 Batch = dict[str, np.ndarray]
 ENDLESS = 1 << 60  # clips: grain's slices of a data set without an end overflow
 ATTEMPTS = 8  # clips tried for one example, of which all but the last are damaged
@@ -58,8 +58,8 @@ class TrainLoader:
             except ClipReadError as error:
                 failures[attempt] = number, FAILURES.index(error.kind)
                 continue
-            label = video.labels[self.split.label]
-            return _example(clip, window[2:], label, 1, index, failures)
+            labels = self.split.task.encode(video.labels)
+            return _example(clip, window[2:], labels, 1, index, failures)
         names = ", ".join(self.split.reader.name(int(i)) for i in failures[:, 0])
         raise ValueError(f"{ATTEMPTS} clips in a row can't be read: {names}")
 
@@ -83,7 +83,8 @@ class ViewLoader:
             except ClipReadError as error:
                 failures[0] = number, FAILURES.index(error.kind)
         clip = np.zeros((self.settings.views.temporal, self.frames, *canvas, 3), np.uint8)
-        return _example(clip, canvas, 0, 0, number, failures)
+        labels = self.split.task.unknown_labels(1)[0]
+        return _example(clip, canvas, labels, 0, number, failures)
 
     def _load(self, number: int, canvas: tuple[int, int], failures: np.ndarray) -> dict[str, Any]:
         video = _retry_transient(lambda: self.split.reader.open(number))
@@ -96,8 +97,8 @@ class ViewLoader:
         frames = _retry_transient(lambda: video.read(chosen.reshape(-1), None))
         clip = on_canvas(frames, canvas)
         clip = clip.reshape(views, self.frames, *clip.shape[1:])
-        label = video.labels[self.split.label]
-        return _example(clip, (video.height, video.width), label, 1, number, failures)
+        labels = self.split.task.encode(video.labels)
+        return _example(clip, (video.height, video.width), labels, 1, number, failures)
 
 
 def _retry_transient(read: Callable[[], Result]) -> Result:
@@ -137,11 +138,11 @@ def _no_failures() -> np.ndarray:
     return np.full((ATTEMPTS, 2), -1, np.int64)
 
 
-def _example(clip, extent, label, valid, index, failures: np.ndarray) -> dict[str, Any]:
+def _example(clip, extent, labels, valid, index, failures: np.ndarray) -> dict[str, Any]:
     return {
         "clips": clip,
         "extents": np.array(extent, np.int32),
-        "labels": np.int32(label),
+        "labels": labels,
         "valid": np.float32(valid),
         "indices": np.uint32(index % (1 << 32)),
         "failures": failures,

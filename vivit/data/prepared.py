@@ -16,9 +16,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vivit.data import decode
+from vivit.data.classes import UNLABELLED, Classes
 from vivit.data.decode import CLOCK, decode_jpeg
 from vivit.data.settings import DataSettings
-from vivit.data.split import Split, class_names, require_labels
+from vivit.data.split import Split
 from vivit.data.video import ClipReadError, ReadFrames, VideoReader, Window, read_pictures
 
 Features = Any  # of a record: name -> tf.train.Feature
@@ -44,7 +45,8 @@ class PreparedClips:
         *,
         largest_frame: int,
     ) -> None:
-        self.labels = tuple(metadata_of(builder)["labels"])
+        metadata = metadata_of(builder)
+        self.labels, self.several = tuple(metadata["labels"]), set(metadata.get("several", ()))
         self.clips = open_records(builder.info.splits[split].filepaths)
         self.read_with, self.largest_frame = read_with, largest_frame
         folder = Path(builder.data_dir) / "frames"
@@ -64,13 +66,18 @@ class PreparedClips:
     def id(self, i: int) -> str:
         return read_example(self.clips, i)["id"].bytes_list.value[0].decode()
 
-    def label(self, i: int, label: str) -> int:
-        return _number(read_example(self.clips, i), label)
+    def label(self, i: int, label: str) -> Any:
+        return self._label(read_example(self.clips, i), label)
+
+    def _label(self, record: Features, label: str) -> Any:
+        if label in self.several:
+            return list(record[label].int64_list.value)
+        return _number(record, label)
 
     def open(self, i: int) -> VideoReader:
         record = read_example(self.clips, i)
         size = _number(record, "height"), _number(record, "width")
-        labels = {key: _number(record, key) for key in self.labels}
+        labels = {key: self._label(record, key) for key in self.labels}
         seconds = _number(record, "duration_ticks") / CLOCK
         read = self.read_with(self, record, size)
         return VideoReader(_ticks(record) / CLOCK, seconds, *size, labels, read)
@@ -84,25 +91,34 @@ def open_prepared(
     read_with: Callable[[PreparedClips, Features, tuple[int, int]], ReadFrames],
 ) -> Split:
     """Opens a split of a data set that vivit.dataprep wrote from a manifest."""
-    metadata, label = metadata_of(builder), settings.label
-    names = class_names(settings.name, metadata["labels"], label)
-    unlabelled = metadata["unlabelled"].get(f"{split}/{label}", 0)
-    require_labels(settings.name, split, label, unlabelled=unlabelled)
+    metadata = metadata_of(builder)
+    labels, several = metadata["labels"], metadata.get("several", [])
+    classes = {
+        k: Classes(tuple(v), _flips(v, metadata["mirrored"][k]), k in several)
+        for k, v in labels.items()
+    }
     prefix = f"{builder.name}-{split}."
     # The shards are too large to read, but prepare has stored their hashes.
     hashes = [v["sha256"] for k, v in sorted(metadata["shards"].items()) if k.startswith(prefix)]
     return Split(
         reader=PreparedClips(builder, split, read_with, largest_frame=settings.largest_frame),
-        label=label,
-        class_names=names,
-        flip_label=tuple(metadata["mirrored"][label]),
+        classes=classes,
         largest=tuple(metadata["largest"]),
         smallest=metadata["smallest"],
         split=split,
         name=settings.name,
         version=str(builder.info.version),
         digest=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        unlabelled={k: metadata["unlabelled"].get(f"{split}/{k}", 0) for k in labels},
     )
+
+
+def _flips(names: Sequence[str], mirrored: Sequence[int]) -> dict[str, str | None]:
+    """Returns the mirror images of the classes that have another one, or none."""
+    pairs = zip(names, mirrored, strict=True)
+    return {
+        name: None if i == UNLABELLED else names[i] for name, i in pairs if name != names[max(i, 0)]
+    }
 
 
 def read_h264(clips: PreparedClips, record: Features, size: tuple[int, int]) -> ReadFrames:

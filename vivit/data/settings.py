@@ -1,5 +1,6 @@
 """What a config may say of data: the schema of `config.data` and `config.augment`. No JAX."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 LARGEST_FRAME = 4096 * 4096  # pixels; a damaged header can ask for more memory than there is
@@ -80,7 +81,8 @@ class DataSettings:
     """What a run reads; the schema of `config.data`.
 
     name: a prepared data set below `root`, or a manifest (.csv, .parquet) of files below `root`.
-    label: the one to train on. splits: those to train on and to validate on.
+    label: the one to train on; "" where task.heads names several.
+    splits: those to train on and to validate on.
     batch_size: clips of all processes. threads: of a process that load clips.
     repeats: how often each clip of a training batch is in it, with frames and augmentation of its
         own each time (1901.09335).
@@ -186,8 +188,8 @@ class AugmentSettings:
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name}={getattr(self, name)} is not a probability")
         for name in ("brightness", "contrast", "saturation", "mixup", "cutmix", "operations"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name}={getattr(self, name)} is below 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} is not a number of at least 0")
         if not 0 <= self.hue <= 0.5:
             problems.append(f"hue={self.hue} is not in 0 .. 0.5")
         if not 0 <= self.magnitude <= 30:

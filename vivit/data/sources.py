@@ -5,8 +5,8 @@ What opens a kind of data set is imported when it is used: moving digits load no
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +15,13 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.core.features import video_feature
 
+from vivit.data.classes import UNLABELLED, Classes
 from vivit.data.sampling import check_sampling
 from vivit.data.settings import DataSettings
-from vivit.data.split import Split, class_names, require_labels
+from vivit.data.split import Split, check_labels, find_classes
 from vivit.data.whole_clips import open_whole_clips
 from vivit.registry import Registry
+from vivit.tasks import Classify, MultiLabel, Task
 
 MANIFESTS = (".csv", ".parquet")
 Opener = Callable[[tfds.core.DatasetBuilder, str, DataSettings], Split]
@@ -44,7 +46,16 @@ def _moving_digits(**arguments) -> tfds.core.DatasetBuilder:
 
 
 DATA_SETS: Registry[DataSet] = Registry("data set")
+
+
+def _several_digits(**arguments) -> tfds.core.DatasetBuilder:
+    from vivit.data.moving_digits import SeveralDigits
+
+    return SeveralDigits(**arguments)
+
+
 DATA_SETS.add("moving_digits", DataSet(_moving_digits))
+DATA_SETS.add("several_digits", DataSet(_several_digits))
 
 # Data sets that are not registered are opened by the "format" in their metadata.
 OPENERS: Registry[Opener] = Registry("format of a data set")
@@ -78,14 +89,28 @@ def _open_tfds(builder: tfds.core.DatasetBuilder, split: str, settings: DataSett
     return open_tfds(builder, split, settings)
 
 
-def open_split(settings: DataSettings, split: str) -> Split:
+def open_split(settings: DataSettings, split: str, task: Task | None = None) -> Split:
     """Opens a split of the data set that `settings` name.
 
-    Raises ValueError if it was never prepared, is not complete, or has no such label.
+    task: what is predicted; None for the classes of settings.label.
+    Raises ValueError if the data set was never prepared, is not complete, or lacks a label.
     """
     check_sampling(settings.sampling)
     if settings.name.endswith(MANIFESTS):
-        return _open_manifest(settings, split)
+        return _open_manifest(settings, split, task)
+    opened = _open_builder(settings, split)
+    task = task or _task_of(opened.name, opened.classes, settings.label)
+    check_labels(opened.name, split, opened.classes, task, unlabelled=opened.unlabelled)
+    return replace(opened, task=task)
+
+
+def _task_of(name: str, classes: Mapping[str, Classes], label: str) -> Task:
+    """Returns the task that fits the classes of a label."""
+    found = find_classes(name, classes, label)
+    return (MultiLabel if found.several else Classify)({label: len(found.names)})
+
+
+def _open_builder(settings: DataSettings, split: str) -> Split:
     name = settings.name
     builder = open_builder(find(name, settings.root))
     splits = builder.info.splits
@@ -116,33 +141,33 @@ def find(name: str, root: str | Path) -> Path:
     raise ValueError(f"no data set {name!r} under {str(root)!r}; {way_out}")
 
 
-def _open_manifest(settings: DataSettings, split: str) -> Split:
-    from vivit.data.classes import UNLABELLED
+def _open_manifest(settings: DataSettings, split: str, task: Task | None) -> Split:
     from vivit.data.files import data_root
     from vivit.data.manifest import read_manifest
     from vivit.data.video_files import VideoFiles
 
-    path, label = settings.name, settings.label
+    path = settings.name
     manifest = read_manifest(path)
-    names = class_names(path, {k: v.names for k, v in manifest.classes.items()}, label)
-    clips, classes = manifest.split(split), manifest.classes[label]
-    unlabelled = sum(clip.labels[label] == UNLABELLED for clip in clips)
-    require_labels(path, split, label, unlabelled=unlabelled)
-    content = [[clip.__dict__ for clip in clips], classes.names, classes.flip]
+    clips, classes = manifest.split(split), manifest.classes
+    task = task or _task_of(path, classes, settings.label)
+    unlabelled = {k: sum(clip.labels[k] == UNLABELLED for clip in clips) for k in classes}
+    check_labels(path, split, classes, task, unlabelled=unlabelled)  # before files are opened
+    of_task = [x for k in task.labels for x in (classes[k].names, classes[k].flip)]
+    content = [[clip.__dict__ for clip in clips], *of_task]
     root = data_root(settings.root, path)
     reader = VideoFiles(clips, root, settings.short_side, settings.limits)
     largest, smallest = reader.measure()
     return Split(
         reader=reader,
-        label=label,
-        class_names=names,
-        flip_label=tuple(classes.flip_label()),
+        classes=classes,
         largest=largest,
         smallest=smallest,
         split=split,
         name=path,
         version="",
         digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        unlabelled=unlabelled,
+        task=task,
     )
 
 

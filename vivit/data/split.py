@@ -1,10 +1,14 @@
 """One split of a data set, whatever its clips are stored in."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from vivit.data.classes import Classes
 from vivit.data.video import VideoReader
+from vivit.tasks import Classify, Task
+
+NO_TASK = Classify({})
 
 
 @runtime_checkable
@@ -13,7 +17,7 @@ class ClipReader(Protocol):
 
     def __len__(self) -> int: ...
     def open(self, i: int) -> VideoReader: ...
-    def label(self, i: int, label: str) -> int: ...  # without opening the video
+    def label(self, i: int, label: str) -> Any: ...  # class or classes, without opening the video
     def name(self, i: int) -> str: ...  # what messages call it
     def id(self, i: int) -> str: ...  # by which other tools know it
 
@@ -22,47 +26,73 @@ class ClipReader(Protocol):
 class Split:
     """One split of a data set.
 
-    reader: its clips. class_names: of `label`. flip_label: the class number of each class's mirror
-    image, or -1 where there is none.
+    reader: its clips. classes: label -> its classes, of all labels of the data set. unlabelled:
+    label -> how many clips have none. task: what is predicted of the clips, which chooses labels.
     largest: height and width that hold every frame; smallest: the shortest side of any frame.
     name, version and digest (of the data) say what was read.
     """
 
     reader: ClipReader
-    label: str
-    class_names: tuple[str, ...]
-    flip_label: tuple[int, ...]
+    classes: Mapping[str, Classes]
     largest: tuple[int, int]
     smallest: int
     split: str
     name: str
     version: str
     digest: str
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
+    task: Task = NO_TASK
 
     def __len__(self) -> int:
         return len(self.reader)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of all heads of the task, in the order of the logits."""
+        return tuple(name for label in self.task.labels for name in self.classes[label].names)
+
+    @property
+    def flip_labels(self) -> tuple[tuple[int, ...], ...]:
+        """Of each head, the class number of each class's mirror image, or UNLABELLED."""
+        return tuple(tuple(self.classes[label].flip_label()) for label in self.task.labels)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What scores are kept with: the data set, its version and content, label and classes."""
-        keys = ("name", "version", "digest", "label", "class_names")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("name", "version", "digest", "class_names")
+        return {"label": ", ".join(self.task.labels), **{key: getattr(self, key) for key in keys}}
 
-    def label_of(self, i: int) -> int:
-        return int(self.reader.label(i, self.label))
+    def labels_of(self, i: int) -> dict[str, Any]:
+        """Returns label -> class number of a clip, or its numbers where it may have several."""
+        return {label: self.reader.label(i, label) for label in self.task.labels}
 
 
-def class_names(name: str, classes: Mapping[str, Sequence[str]], label: str) -> tuple[str, ...]:
-    """Returns the class names of a label; ValueError if the data set has no such label."""
+def check_labels(
+    name: str,
+    split: str,
+    classes: Mapping[str, Classes],
+    task: Task,
+    *,
+    unlabelled: Mapping[str, int],
+) -> None:
+    """Raises ValueError for labels of a task that the data do not have, or not of every clip, and
+    for classes that the task cannot predict."""
+    for label in task.labels:
+        several = find_classes(name, classes, label).several
+        if missing := unlabelled.get(label):
+            raise ValueError(
+                f"{missing} clips of split {split!r} of {name} have no {label!r}; "
+                "train and evaluate on splits that are labelled"
+            )
+        if several and not task.several:
+            raise ValueError(
+                f"{name}: a clip may have several classes of {label!r}; predict them with "
+                "task.name='multi_label'"
+            )
+
+
+def find_classes(name: str, classes: Mapping[str, Classes], label: str) -> Classes:
+    """Returns the classes of a label; ValueError if the data set has no such label."""
     if label not in classes:
         raise ValueError(f"{name} has no label {label!r}; it has: {', '.join(classes) or 'none'}")
-    return tuple(classes[label])
-
-
-def require_labels(name: str, split: str, label: str, *, unlabelled: int) -> None:
-    """Raises ValueError if clips have no label."""
-    if unlabelled:
-        raise ValueError(
-            f"{unlabelled} clips of split {split!r} of {name} have no {label!r}; "
-            "train and evaluate on splits that are labelled"
-        )
+    return classes[label]

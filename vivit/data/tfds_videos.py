@@ -10,7 +10,7 @@ from tensorflow_datasets.core.features import video_feature
 from vivit.data.classes import Classes, mirror_names
 from vivit.data.prepared import open_records, read_example
 from vivit.data.settings import DataSettings
-from vivit.data.split import Split, class_names
+from vivit.data.split import Split
 from vivit.data.video import RATE, ClipReadError, VideoReader
 from vivit.data.video_files import open_jpegs
 
@@ -21,7 +21,6 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str, settings: DataSetti
     features: Any = info.features
     is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
     classes = {key: feature.names for key, feature in features.items() if is_label(feature)}
-    names = class_names(name, classes, settings.label)
     videos = [k for k, v in features.items() if isinstance(v, video_feature.Video)]
     if not videos:
         raise ValueError(f"{name} has no video; it has: {', '.join(features)}")
@@ -34,9 +33,7 @@ def open_tfds(builder: tfds.core.DatasetBuilder, split: str, settings: DataSetti
     content = f"{name} {info.version} {split} {size.num_examples} {size.num_bytes}"
     return Split(
         reader=TfdsVideos(builder, split, videos[0], tuple(classes), settings.largest_frame),
-        label=settings.label,
-        class_names=names,
-        flip_label=tuple(Classes(names, mirror_names(names)).flip_label()),
+        classes={k: Classes(tuple(v), mirror_names(v)) for k, v in classes.items()},
         largest=(height, width),
         smallest=min(height, width),
         split=split,

@@ -12,11 +12,13 @@ from vivit.data.geometry import needs_no_resize, view
 from vivit.data.settings import ViewsSettings
 from vivit.data.split import Split
 from vivit.registry import Registry
+from vivit.tasks import Task
 
-# Logits of views [V, B, classes] -> logits.
-AVERAGES: Registry[Callable[[Float[Array, "V B classes"]], Logits]] = Registry("average of views")
-AVERAGES.add("logits", lambda logits: logits.mean(axis=0))
-AVERAGES.add("probabilities", lambda logits: jnp.log(jax.nn.softmax(logits, axis=-1).mean(axis=0)))
+# (logits of views [V, B, classes], task) -> logits.
+Average = Callable[[Float[Array, "V B classes"], Task], Logits]
+AVERAGES: Registry[Average] = Registry("average of views")
+AVERAGES.add("logits", lambda logits, task: logits.mean(axis=0))
+AVERAGES.add("probabilities", lambda logits, task: task.mean_probabilities(logits))
 
 
 def make_views(
@@ -37,7 +39,7 @@ def make_views(
         numbers = jnp.repeat(jnp.arange(count), settings.spatial)
         each = jnp.tile(jnp.array(places), count)
         one = lambda x: predict(crop(jnp.take(clips, x[0], axis=1), extents, x[1]))
-        return average(jax.lax.map(one, (numbers, each)))
+        return average(jax.lax.map(one, (numbers, each)), split.task)
 
     return predict_views
 

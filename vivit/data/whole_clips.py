@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from vivit.data.classes import Classes, mirror_names
 from vivit.data.settings import DataSettings
-from vivit.data.split import Split, class_names
+from vivit.data.split import Split
 from vivit.data.video import RATE, VideoReader, Window
 
 
@@ -20,17 +20,17 @@ def open_whole_clips(
     """Opens a split of a builder that stores bytes "clip" and one number per label.
 
     The builder's metadata has "clip_shape" (frames, height, width, channels) and "labels" (label ->
-    class names).
+    class names), and may have "several": labels of which a clip has a list of numbers.
     """
     info, metadata = builder.info, dict(builder.info.metadata or {})
-    shape = tuple(metadata["clip_shape"])
-    names = class_names(settings.name, metadata["labels"], settings.label)
+    shape, several = tuple(metadata["clip_shape"]), metadata.get("several", [])
     records: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     return Split(
         reader=WholeClips(records, shape),
-        label=settings.label,
-        class_names=names,
-        flip_label=tuple(Classes(names, mirror_names(names)).flip_label()),
+        classes={
+            label: Classes(tuple(names), mirror_names(names), label in several)
+            for label, names in metadata["labels"].items()
+        },
         largest=shape[1:3],
         smallest=min(shape[1:3]),
         split=split,
@@ -56,7 +56,7 @@ class WholeClips:
     def id(self, i: int) -> str:
         return str(i)
 
-    def label(self, i: int, label: str) -> int:
+    def label(self, i: int, label: str) -> Any:
         return self.records[i][label]
 
     def open(self, i: int) -> VideoReader:

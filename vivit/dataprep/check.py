@@ -253,11 +253,11 @@ def _histogram(manifest: Manifest):
     unlabelled: dict[str, dict[str, int]] = {}
     for label, classes in manifest.classes.items():
         for clip in manifest.clips:
-            number = clip.labels[label]
-            if number == UNLABELLED:
-                counts, name = unlabelled.setdefault(label, {}), clip.split
-            else:
-                counts = histogram.setdefault(label, {}).setdefault(clip.split, {})
-                name = classes.names[number]
-            counts[name] = counts.get(name, 0) + 1
+            for number in np.ravel(clip.labels[label]).astype(int):
+                if number == UNLABELLED:
+                    counts, name = unlabelled.setdefault(label, {}), clip.split
+                else:
+                    counts = histogram.setdefault(label, {}).setdefault(clip.split, {})
+                    name = classes.names[number]
+                counts[name] = counts.get(name, 0) + 1
     return histogram, unlabelled

@@ -3,10 +3,11 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from vivit.data.manifest import COLUMNS, UNLABELLED, Manifest, classes_path
+from vivit.data.manifest import COLUMNS, SEPARATOR, UNLABELLED, Manifest, classes_path
 from vivit.io import write_json
 
 
@@ -17,8 +18,8 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     rows = [
         [c.path, c.start, c.end, c.split, c.id, c.sha256]
         + [
-            "" if c.labels[k] == UNLABELLED else manifest.classes[k].names[c.labels[k]]
-            for k in manifest.classes
+            SEPARATOR.join(classes.names[i] for i in np.ravel(c.labels[k]) if i != UNLABELLED)
+            for k, classes in manifest.classes.items()
         ]
         for c in manifest.clips
     ]
@@ -32,6 +33,9 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(["" if x is None else x for x in row] for row in rows)
-    values = {k: {"names": v.names, "flip": v.flip} for k, v in manifest.classes.items()}
+    values = {
+        k: {"names": v.names, "flip": v.flip, **({"several": True} if v.several else {})}
+        for k, v in manifest.classes.items()
+    }
     write_json(classes_path(path), values)
     part.replace(path)

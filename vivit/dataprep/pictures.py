@@ -110,7 +110,10 @@ def _describe_split(
     some = np.unique(np.linspace(0, len(data) - 1, min(512, len(data))).astype(int))
     videos = [data.reader.open(int(i)) for i in some]
     frames, seconds = [len(x.times) for x in videos], [x.seconds for x in videos]
-    classes = [data.class_names[x.labels[settings.label]] for x in videos]
+    names = data.classes[settings.label].names
+    classes = [
+        ", ".join(names[i] for i in np.ravel(x.labels[settings.label])) or "none" for x in videos
+    ]
     lines = [
         f"of {len(some)} clips: {min(frames)} to {max(frames)} frames, "
         f"{min(seconds):.2f} to {max(seconds):.2f} s",

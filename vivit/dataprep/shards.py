@@ -27,6 +27,7 @@ SHARD_BYTES = 512 << 20
 WRITER_OPTIONS = "group_size:1,uncompressed"  # video does not shrink; every record by itself
 OPAQUE = tfds.features.Tensor(shape=(), dtype=np.object_)  # bytes, as a Tensor that needs no TF
 NUMBER = tfds.features.Scalar(dtype=np.int64)
+NUMBERS = tfds.features.Tensor(shape=(None,), dtype=np.int64)
 
 
 def plan_shards(plan: Plan, metas: list[dict]) -> list[dict[str, Any]]:
@@ -121,6 +122,7 @@ def _metadata(plan: Plan, metas: list[dict], shards: int) -> dict[str, Any]:
     return {
         "format": plan.spec.format,
         "labels": {k: list(v.names) for k, v in plan.manifest.classes.items()},
+        "several": [k for k, v in plan.manifest.classes.items() if v.several],
         "mirrored": {k: v.flip_label() for k, v in plan.manifest.classes.items()},
         "largest": [max(m["height"] for m in good), max(m["width"] for m in good)],
         "smallest": min(min(m["height"], m["width"]) for m in good),
@@ -131,15 +133,18 @@ def _metadata(plan: Plan, metas: list[dict], shards: int) -> dict[str, Any]:
 
 
 @functools.cache  # they are needed for every record
-def clip_features(labels: tuple[str, ...], spec: Spec) -> tfds.features.FeaturesDict:
-    """Returns the features of a clip's record.
+def clip_features(
+    labels: tuple[str, ...], spec: Spec, *, several: tuple[str, ...]
+) -> tfds.features.FeaturesDict:
+    """Returns the features of a clip's record. several: labels of which a clip may have several.
 
     ticks: int64 little-endian, 1/90000 s. first_frame: its number among the frames of its split.
     """
     content = {"first_frame": NUMBER} if spec.encoder.frame_records else {"video": OPAQUE}
     texts = dict.fromkeys(("id", "path", "sha256", "ticks"), OPAQUE)
     numbers = dict.fromkeys(("height", "width", "frames", "duration_ticks", *labels), NUMBER)
-    return tfds.features.FeaturesDict({**texts, **numbers, **content})
+    lists = dict.fromkeys(several, NUMBERS)
+    return tfds.features.FeaturesDict({**texts, **numbers, **lists, **content})
 
 
 @functools.cache
@@ -154,9 +159,15 @@ def splits_of(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(clip.split for clip in manifest.clips))
 
 
+def _features(plan: Plan) -> tfds.features.FeaturesDict:
+    classes = plan.manifest.classes
+    several = tuple(k for k, v in classes.items() if v.several)
+    return clip_features(tuple(classes), plan.spec, several=several)
+
+
 def _clip_record(plan: Plan, i: int, meta: dict, data: bytes, first_frame: int) -> bytes:
     clip, spec = plan.manifest.clips[i], plan.spec
-    features = clip_features(tuple(plan.manifest.classes), spec)
+    features = _features(plan)
     content = {"first_frame": first_frame} if spec.encoder.frame_records else {"video": data}
     values = {
         "id": clip.id.encode(),
@@ -167,7 +178,7 @@ def _clip_record(plan: Plan, i: int, meta: dict, data: bytes, first_frame: int) 
         "width": meta["width"],
         "frames": len(meta["ticks"]),
         "duration_ticks": round(meta["seconds"] * CLOCK),
-        **clip.labels,
+        **{k: np.array(v, np.int64) for k, v in clip.labels.items()},
         **content,
     }
     return features.serialize_example(features.encode_example(values))
@@ -215,7 +226,6 @@ def _write_info(
     plan: Plan, metas: list[dict], shards: list[dict], metadata: dict, *, frames: bool
 ) -> None:
     """Writes the metadata with which tfds.builder_from_directory opens the shards."""
-    labels = tuple(plan.manifest.classes)
     template = _template(plan, None, frames=frames)
     identity = dataset_info.DatasetIdentity(
         name=str(template.dataset_name),
@@ -226,7 +236,7 @@ def _write_info(
     info = tfds.core.DatasetInfo(
         builder=identity,
         description="Clips prepared by vivit from a manifest.",
-        features=frame_features(plan.spec) if frames else clip_features(labels, plan.spec),
+        features=frame_features(plan.spec) if frames else _features(plan),
         metadata=tfds.core.MetadataDict(metadata),
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)

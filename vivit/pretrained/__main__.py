@@ -115,8 +115,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(loaded.report.summary())
     to = arguments.to if arguments.command == "export" else "portable"
-    params, labels = loaded.params, loaded.report.labels
-    print(f"-> {export(arguments.out, loaded.model_config, params, to=to, labels=labels)}")
+    params, report = loaded.params, loaded.report
+    folder = export(
+        arguments.out,
+        loaded.model_config,
+        params,
+        to=to,
+        labels=report.labels,
+        heads=report.groups,
+    )
+    print(f"-> {folder}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from vivit.model.params import stack_layers
@@ -47,6 +49,7 @@ def load(
     family: str | None = None,
     classes: int | None = None,
     model: Mapping[str, Any] | None = None,
+    heads: Mapping[str, int] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Pretrained:
@@ -57,6 +60,8 @@ def load(
 
     clip (frames, height, width), family, classes: of the wanted model, where they differ from the
         source's. model: any other fields of ModelSettings.
+    heads: label -> number of classes of a model with several heads, which get the parts of the
+        source's head of the same names, as Scenic's checkpoint of Epic-Kitchens has them.
     seed: of what is newly initialised.
     options: fields of `vivit.pretrained.settings.LoadOptions`: source, source_clip, head,
         inflation, position_resize, time_attention, class_token, checkpoint.
@@ -72,14 +77,15 @@ def load(
     for name, value in (("clip", clip), ("family", family), ("classes", classes)):
         wanted |= {} if value is None else {name: value}
     source = _read(archive, found, LoadHints(chosen.source_clip, wanted.get("clip")))
-    kept = kept_classes(source, chosen.head, wanted.get("classes"))
+    kept = kept_classes(source, chosen.head, wanted.get("classes"), heads or {})
     wanted |= {} if kept is None else {"classes": len(kept)}
     model_config = _target(source, wanted)
     adapted = adapt(source, model_config, chosen, classes=kept, seed=seed)
     head = next((row for row in adapted.rows if row.parameter == "head/kernel"), None)
     labels = source.labels if head is not None and head.origin else ()
+    groups = source.groups if labels or (head is not None and head.origin) else {}
     if kept is not None:
-        labels = tuple(labels[i] for i in kept) if labels else ()
+        labels, groups = tuple(labels[i] for i in kept) if labels else (), {}
     report = Report(
         found.name,
         str(path),
@@ -87,6 +93,7 @@ def load(
         adapted.dropped,
         tuple(source.notes),
         labels,
+        {name: end - start for name, (start, end) in groups.items()},
         source.model_config,
         archive.sha256,
     )
@@ -152,15 +159,23 @@ def _read(archive: files.Archive, found: Source, hints: LoadHints) -> SourceMode
 
 
 def kept_classes(
-    source: SourceModel, head: str | tuple[str, ...], classes: int | None
+    source: SourceModel,
+    head: str | tuple[str, ...],
+    classes: int | None,
+    heads: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[int, ...] | None:
     """Returns the classes, by number, that are kept of the source's head: those of a group
-    ("nouns") or of names; None for a name of HEADS.
+    ("nouns") or of names, or those of the groups of several heads; None where all are, and for
+    other names of HEADS.
 
     Raises ValueError that lists the names that the file has.
     """
-    if head in HEADS:
-        return None
+    if isinstance(head, str) and head in HEADS:
+        bias = np.empty(source.model_config["classes"])
+        replaced = HEADS[head](bias, sum(heads.values())) is None
+        return (
+            _classes_of_heads(source, heads) if source.groups and heads and not replaced else None
+        )
     names = (head,) if isinstance(head, str) else head
     unknown = [name for name in names if name not in source.labels]
     if len(names) == 1 and names[0] in source.groups:
@@ -177,6 +192,24 @@ def kept_classes(
     if classes is not None and classes != len(kept):
         raise ValueError(f"{head=} has {len(kept)} classes and {classes=}; leave out one of them")
     return kept
+
+
+def _classes_of_heads(source: SourceModel, heads: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Returns the source's classes in the order of a model's heads; None if all are in order.
+
+    Raises ValueError if the parts of the source's head are not called, or not as large, as these.
+    """
+    named = {name.removesuffix("s"): span for name, span in source.groups.items()}
+    spans = [named.get(label.removesuffix("s"), (0, 0)) for label in heads]
+    if [end - start for start, end in spans] != list(heads.values()):
+        parts = ", ".join(f"{name} ({b - a})" for name, (a, b) in source.groups.items())
+        listed = ", ".join(f"{label} ({classes})" for label, classes in heads.items())
+        raise ValueError(
+            f"the file's head has the parts {parts}, and the model's heads are {listed}: call "
+            "those in task.heads alike, or set head='replace'"
+        )
+    kept = tuple(i for span in spans for i in range(*span))
+    return None if kept == tuple(range(source.model_config["classes"])) else kept
 
 
 def _target(source: SourceModel, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vivit.model.upgrade import upgrade_model
 from vivit.pretrained.files import Archive, Arrays, flat_params, read_json_object
 from vivit.pretrained.sources import LoadHints, SourceModel, source
 from vivit.records import record
+from vivit.tasks import Classify, make_task
 
 FORMAT = "vivit"  # in the config.json of a portable folder
 
@@ -35,8 +36,9 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     """
     if path.parent.name == "checkpoints":
         path, checkpoint = path.parent.parent, path.name
-    read_workdir(path)  # checks the config and imports the user's modules
-    with Checkpoints(path / "checkpoints") as checkpoints:
+    run = read_workdir(path)
+    task = make_task(run.task.name, run.heads)
+    with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
         try:
             step = checkpoints.resolve(checkpoint)
         except ValueError as error:
@@ -47,7 +49,8 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     config = path / "config.json"
     hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
     labels = read_data_record(path).get("class_names", ())
-    described = {**read_json_object(config), "labels": labels}
+    heads = list(run.heads.items()) if run.task.heads else []
+    described = {**read_json_object(config), "labels": labels, "heads": heads}
     return Archive(path, "run", arrays, described, {}, hashes)
 
 
@@ -74,9 +77,11 @@ def read_vivit(archive: Archive, hints: LoadHints) -> SourceModel:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         arrays = flat_params(unstack_layers(tree))
     settings = record(ModelSettings, upgrade_model(archive.config["model"]), at="model")
+    heads = Classify(dict(archive.config.get("heads", ()))).heads
     return SourceModel(
         asdict(settings),
         params=arrays,
         origins={path: path.replace("/", separator) for path in arrays},
         labels=tuple(archive.config.get("labels", ())),
+        groups={head.label: (head.start, head.start + head.classes) for head in heads},
     )

@@ -101,7 +101,13 @@ def load_for_run(
     wanted = asdict(model.config.settings)
     del wanted["size"]  # its sizes are filled in
     try:
-        loaded = load(config.init.path, model=wanted, seed=config.seed, **_options(config.init))
+        loaded = load(
+            config.init.path,
+            model=wanted,
+            heads=config.task.heads and config.heads,
+            seed=config.seed,
+            **_options(config.init),
+        )
     except ValueError as error:
         show = f"python -m vivit.pretrained inspect {shlex.quote(config.init.path)}"
         first = _explain_shape(config.init, model.config.settings)

@@ -29,13 +29,14 @@ from vivit.registry import Registry
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that is written: its settings, its module (unrolled, in float32), parameters by path
-    and the names of its classes."""
+    """A model that is written: its settings, its module (unrolled, in float32), parameters by path,
+    the names of its classes, and label -> number of classes of several heads."""
 
     settings: ModelSettings
     model: ViViT
     params: Arrays
     labels: tuple[str, ...]
+    heads: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,15 @@ def export(
     *,
     to: str = "portable",
     labels: Sequence[str] = (),
+    heads: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes model.safetensors and config.json into a new folder, and returns the folder.
 
     to: a name of WRITERS: "portable", which `load` and any reader of safetensors read; or
         "hf_vivit", which transformers' VivitForVideoClassification loads, for a joint model with a
         class token.
-    labels: names of the classes.
+    labels: names of the classes. heads: label -> number of classes of a model with several heads,
+        in the order of the logits.
 
     Raises ValueError for a folder that is not empty, and for what the format can't hold.
     """
@@ -86,7 +89,7 @@ def export(
     found = {path: array.shape for path, array in flat.items()}
     problems = shape_problems(found, parameter_shapes(model.config))
     raise_problems(problems, "the parameters for this config")
-    writer, exported = WRITERS[to], Exported(settings, model, flat, tuple(labels))
+    writer, exported = WRITERS[to], Exported(settings, model, flat, tuple(labels), heads or {})
     writer.check(exported)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
@@ -105,6 +108,7 @@ def _portable(exported: Exported) -> dict[str, Any]:
         "vivit": vivit.__version__,
         "model": {**asdict(exported.settings), "scan": False},
         "labels": list(exported.labels),
+        "heads": list(exported.heads.items()),
     }
 
 

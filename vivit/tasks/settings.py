@@ -1,0 +1,25 @@
+"""What a config may say of what a model predicts: the schema of `config.task`. No JAX."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a model predicts of a clip; the schema of `config.task`.
+
+    name: of TASKS: "classify", one class of each label by softmax, or "multi_label", any number of
+        classes by sigmoid.
+    heads: label -> number of classes, for several labels at once: {"noun": 300, "verb": 97}. The
+        logits of all heads follow each other in the order of the labels' names, so model.classes is
+        the sum, and data.label is "". {} for data.label alone.
+    """
+
+    name: str = "classify"
+    heads: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wrong = {k: n for k, n in self.heads.items() if type(n) is not int or n < 1}
+        if wrong:
+            listed = ", ".join(f"{label}={classes!r}" for label, classes in wrong.items())
+            raise ValueError(f"task.heads: {listed} must be whole numbers of classes, at least 1")
