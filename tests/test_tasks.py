@@ -1,7 +1,10 @@
 """Tasks: one class of each label, several labels at once, and several classes of a label."""
 
 import json
+import re
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from experiments.collect import collect, markdown
+from vivit import pretrained
 from vivit.analysis.report import write_report
 from vivit.config import as_config, read_config
 from vivit.data import moving_digits
@@ -20,7 +25,9 @@ from vivit.data.split import Split
 from vivit.data.whole_clips import WholeClips
 from vivit.dataprep.prepare import prepare_registered
 from vivit.evaluate import evaluate, evaluate_ensemble
-from vivit.objective import cross_entropy, means
+from vivit.objective import cross_entropy, hits_any, means
+from vivit.predict import predictor_of_weights
+from vivit.predictions import Prediction, Printer
 from vivit.results import parts_by_head, read_clips, read_rows
 from vivit.run import Run
 from vivit.settings import Config
@@ -86,6 +93,14 @@ def test_the_loss_of_several_classes_by_hand():
     (plain,) = task.losses(LOGITS, batch_of(SEVERAL))
     np.testing.assert_allclose(on_host.losses, plain, rtol=1e-6)
     np.testing.assert_allclose(on_host.probabilities, p, rtol=1e-6)
+
+
+def test_the_most_probable_class_is_one_of_the_clips():
+    logits = jnp.array([[3.0, 1, 2], [1, 3, 2], [2, 2, 1], [0, 0, 0], [jnp.nan, 5, 0]])
+    targets = np.array([[1, 0, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]], np.uint8)
+    assert hits_any(logits, jnp.asarray(targets)).tolist() == [1, 0, 0, 0, 0]
+    scores = MultiLabel({"x": 3}).head_scores(targets, np.asarray(logits))
+    assert scores.right.tolist() == [1, 0, 0, 0, 0]
 
 
 def test_average_precision_is_that_of_scikit_learn():
@@ -235,7 +250,7 @@ def test_the_best_checkpoint_of_two_heads_is_right_about_both(run_of_two):
     assert row["joint_top1"] == best
 
 
-def test_a_run_of_several_classes(run_of_several, tmp_path):
+def test_a_run_of_several_classes(run_of_several, run_of_two, tmp_path):
     run = Run(run_of_several, "latest")
     assert "mAP" in next(x for x in run.metrics if x["split"] == "validation")
     path = evaluate(run_of_several, checkpoint="latest", logits=True)
@@ -255,8 +270,44 @@ def test_a_run_of_several_classes(run_of_several, tmp_path):
     assert "Confusion" not in page
     copy = tmp_path / "copy"
     copy.symlink_to(run_of_several)
+    with pytest.raises(ValueError, match="not the data, task, label or classes of"):
+        evaluate_ensemble([str(run_of_several), str(run_of_two)], checkpoint="latest")
     ensemble = evaluate_ensemble([str(run_of_several), str(copy)], checkpoint="latest")["ensemble"]
     np.testing.assert_allclose(ensemble.logits, clips.logits, atol=1e-5)
+
+
+def test_weights_of_two_heads(run_of_two, tmp_path):
+    run = Run(run_of_two, "latest")
+    loaded = pretrained.load(run_of_two, checkpoint="latest")
+    assert loaded.report.groups == {"digit": 10, "motion": 8}
+    digit = pretrained.load(run_of_two, checkpoint="latest", head="digit")
+    kernel = loaded.params["head"]["kernel"]
+    np.testing.assert_array_equal(digit.params["head"]["kernel"], kernel[:, :10])
+    report = loaded.report
+    folder = pretrained.export(
+        tmp_path / "out", loaded.model_config, loaded.params, labels=report.labels,
+        heads=report.groups,
+    )  # fmt: skip
+    predictor = predictor_of_weights(str(folder))
+    assert [head[:2] for head in predictor.task.heads] == [("digit", 10), ("motion", 8)]
+    assert predictor.class_names == run.class_names == (*"0123456789", *moving_digits.MOTIONS)
+    printed = Prediction("a.mp4", None, run.predict(run.clips([0])[0])[0])
+    with redirect_stdout(StringIO()) as out:
+        for kind in ("table", "json", "csv"):
+            Printer(kind, run.task, run.class_names, 2)(printed)
+    table, line, head, row = out.getvalue().splitlines()
+    assert re.fullmatch(r"a.mp4  digit: \d \S+%, \d \S+%; motion: \w+ \S+%, \w+ \S+%", table)
+    assert [len(x) for x in json.loads(line)["heads"].values()] == [2, 2]
+    assert head.split(",")[2:6] == ["digit_class_1", "digit_p_1", "digit_class_2", "digit_p_2"]
+    assert len(row.split(",")) == len(head.split(",")) == 10
+
+
+def test_collected_runs_of_two_heads_have_all_their_scores(run_of_two):
+    evaluate(run_of_two)
+    (row,), problems = collect([run_of_two])
+    assert problems == []
+    assert list(row["scores"])[:2] == ["joint top-1", "digit top-1"]
+    assert "| test joint top-1 (%) |" in markdown([row])
 
 
 # --- mistakes ---
@@ -269,6 +320,7 @@ def test_a_run_of_several_classes(run_of_several, tmp_path):
         ({"task": {"heads": {"motion": 8, "digit": 10}}, "data": {"label": ""}},
          "task.heads needs model.classes=18, the sum of its heads, not 8"),
         ({"data": {"label": ""}}, "name the label to train on, or several in task.heads"),
+        ({"task": {"heads": {"raw": 8}}}, "metrics of another kind begin with raw_"),
         ({"task": {"heads": {"motion": 0}}}, "motion=0 must be whole numbers of classes"),
         ({"augment": {"brightness": float("nan")}}, "brightness=nan"),
         ({"augment": {"mixup": float("nan")}}, "mixup=nan"),
@@ -324,4 +376,8 @@ def test_config_files_name_heads(tmp_path):
         "    config.data.label = ''\n    config.model.classes = 18\n    return config\n"
     )
     assert read_config(str(file)).heads == {"digit": 10, "motion": 8}
+    one = "--config.task.heads={'digit': 18}"
+    assert read_config(str(file), [one]).heads == {"digit": 18}
+    with pytest.raises(ValueError, match=r"--config.task.heads=18: write a mapping, like "):
+        read_config(str(file), ["--config.task.heads=18"])
     assert Config().heads == {"motion": 8}

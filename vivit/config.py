@@ -1,6 +1,7 @@
 """Configs from command lines and files, and the folder of a run that keeps its config."""
 
 import argparse
+import ast
 import dataclasses
 import importlib
 import json
@@ -8,9 +9,10 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -88,7 +90,36 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
         hint = f"did you mean {close[0]}?" if close else "configs/ has some"
         raise ValueError(f"no config file {file!r}; {hint}")
     _check_keys(_load(file, ()), overrides)
-    return as_config(_load(file, overrides))
+    mappings = {f"--config.{key}": key for key in _mapping_keys(Config)}
+    others = [word for word in overrides if word.partition("=")[0] not in mappings]
+    config = _load(file, others)
+    for word in overrides:  # of the values, ml_collections takes all but mappings
+        flag, _, text = word.partition("=")
+        if flag in mappings:
+            *section, name = mappings[flag].split(".")
+            setattr(reduce(getattr, section, config), name, _as_mapping(flag, text))
+    return as_config(config)
+
+
+def _as_mapping(flag: str, text: str) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{flag}={text}: write a mapping, like {flag}=\"{{'first': 8, 'second': 10}}\""
+        )
+    return value
+
+
+def _mapping_keys(part: type[Any], at: str = "") -> Iterator[str]:
+    """Yields the keys of a config whose values are mappings."""
+    for name, hint in get_type_hints(part).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _mapping_keys(hint, f"{at}{name}.")  # pyright: ignore[reportArgumentType]
+        elif get_origin(hint) is Mapping:
+            yield f"{at}{name}"
 
 
 def _load(file: str, overrides: Sequence[str]) -> ConfigDict:
@@ -111,7 +142,7 @@ def _load(file: str, overrides: Sequence[str]) -> ConfigDict:
 
 def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Raises ValueError that lists the overrides whose key a config does not have."""
-    known = list(_keys(config))
+    known = [*_keys(config), *_mapping_keys(Config)]
     last = {key.rsplit(".", 1)[-1]: key for key in known}
     problems = []
     for key in (word.removeprefix("--config.").partition("=")[0] for word in overrides):

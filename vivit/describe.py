@@ -69,9 +69,10 @@ def train_step(
     """Returns seed -> state, the pure training step, and the shapes of a batch of `batch` clips."""
     update, _ = make_optimizer(replace(optim, warmup_steps=0), steps=1, batch_size=batch)
     init = make_init(model, update, average_decay=None)
-    task = Classify({"label": model.config.classes})
+    config = model.config  # without a head the logits are the features
+    task = Classify({"label": config.classes or config.pre_logits or config.width})
     step = make_train_step(model, update, task, TrainSettings())
-    return init, step, batch_shapes(task, batch, model.config.clip)
+    return init, step, batch_shapes(task, batch, config.clip)
 
 
 def batch_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:

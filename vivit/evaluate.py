@@ -171,11 +171,11 @@ def evaluate_ensemble(
     probabilities are the mean of the runs'.
 
     A run is evaluated unless its file of this checkpoint and these views has logits already.
-    Raises ValueError if the runs do not have the same data, label and classes.
+    Raises ValueError if the runs do not have the same data, task, label and classes.
     """
     if len(workdirs) < 2:
         raise ValueError("an ensemble needs two runs or more: --ensemble RUN1 RUN2")
-    members, data = {}, []
+    members, data, tasks = {}, [], []
     for workdir in workdirs:
         run = Run(workdir, checkpoint, split, data_root)
         settings = with_views(run, views).views
@@ -189,12 +189,17 @@ def evaluate_ensemble(
             clips = scores.clips
         members[str(workdir)] = clips
         data.append(read_json(path)["data"])
+        tasks.append(type(run.task))
     same = ("digest", "label", "class_names")
     other = [
-        w for w, d in zip(workdirs, data, strict=True) if any(d[k] != data[0][k] for k in same)
+        workdir
+        for workdir, d, task in zip(workdirs, data, tasks, strict=True)
+        if task is not tasks[0] or any(d[k] != data[0][k] for k in same)
     ]
     if other:
-        raise ValueError(f"{', '.join(other)}: not the data, label or classes of {workdirs[0]}")
+        raise ValueError(
+            f"{', '.join(other)}: not the data, task, label or classes of {workdirs[0]}"
+        )
     return {**members, "ensemble": average_probabilities(list(members.values()))}
 
 

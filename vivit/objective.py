@@ -47,6 +47,15 @@ def sigmoid_cross_entropy(
     return (jax.nn.softplus(x) - wanted * x).sum(axis=-1)
 
 
+def hits_any(logits: Logits, targets: Num[Array, "B classes"]) -> Float[Array, " B"]:
+    """Returns 1 where the class that scores highest is one of a clip's, else 0.
+
+    A tie counts as a miss, as in `top_k_hits`, and so does NaN.
+    """
+    highest = logits == logits.max(axis=-1, keepdims=True)
+    return ((highest.sum(axis=-1) == 1) & (highest * targets).any(axis=-1)).astype(jnp.float32)
+
+
 def means(batches: list[Sums]) -> dict[str, float]:
     """Returns the mean of every metric over several batches."""
     totals = jax.tree.map(lambda *leaves: float(sum(leaves)), *batches)

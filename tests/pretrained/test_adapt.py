@@ -407,6 +407,20 @@ def test_nouns_and_verbs_of_epic_kitchens(tmp_path):
             loaded.params["head"]["kernel"], params["head"]["kernel"][:, part]
         )
     assert "nouns [0:300], verbs [300:397]" in pretrained.load(file).report.summary()
+    whole = params["head"]["kernel"]
+    heads = {"noun": 300, "verb": 97}
+    loaded = pretrained.load(file, heads=heads)
+    np.testing.assert_array_equal(loaded.params["head"]["kernel"], whole)
+    assert loaded.report.groups == {"nouns": 300, "verbs": 97}
+    turned = pretrained.load(file, heads={"verb": 97, "noun": 300}, classes=397)
+    np.testing.assert_array_equal(
+        turned.params["head"]["kernel"], jnp.concatenate([whole[:, 300:], whole[:, :300]], axis=1)
+    )
+    for wrong in ({"object": 300, "verb": 97}, {"noun": 97, "verb": 300}):
+        with pytest.raises(ValueError, match=r"parts nouns \(300\), verbs \(97\), and the model's"):
+            pretrained.load(file, heads=wrong)
+    other = pretrained.load(file, heads={"motion": 8, "digit": 10}, classes=18)
+    assert not other.params["head"]["kernel"].any()  # replaced, as any head of another size
 
 
 @pytest.mark.parametrize("readout", ["max", "sum", "first"])

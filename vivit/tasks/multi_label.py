@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from scipy.special import expit, log_expit, logsumexp
 
 from vivit.axes import Logits
-from vivit.objective import sigmoid_cross_entropy
+from vivit.objective import hits_any, sigmoid_cross_entropy
 from vivit.tasks.task import HeadScores, Labels, Task, Values
 
 
@@ -50,8 +50,7 @@ class MultiLabel(Task):
         return sigmoid_cross_entropy(logits, target, label_smoothing=label_smoothing)
 
     def head_metrics(self, logits: Logits, target: Array) -> dict[str, Values]:
-        best = jnp.take_along_axis(target, logits.argmax(axis=-1)[:, None], axis=-1)[:, 0]
-        return {"top1": best.astype(jnp.float32)}
+        return {"top1": hits_any(logits, target)}
 
     def head_probabilities(self, logits: Any) -> Any:
         return (jax.nn.sigmoid if isinstance(logits, jax.Array) else expit)(logits)
@@ -89,7 +88,8 @@ class LabelScores(HeadScores):
     @property
     def right(self) -> UInt8[np.ndarray, " N"]:
         """1 where the most probable class is one of the clip's."""
-        return np.take_along_axis(self.targets, self.logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+        found = hits_any(jnp.asarray(self.logits), jnp.asarray(self.targets))
+        return np.asarray(found).astype(np.uint8)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -19,6 +19,9 @@ class TaskSettings:
     heads: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        taken = [label for label in self.heads if label in ("joint", "raw")]
+        if taken:
+            raise ValueError(f"task.heads: metrics of another kind begin with {taken[0]}_")
         wrong = {k: n for k, n in self.heads.items() if type(n) is not int or n < 1}
         if wrong:
             listed = ", ".join(f"{label}={classes!r}" for label, classes in wrong.items())
