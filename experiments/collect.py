@@ -55,6 +55,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def _try_to_read(folder: Path) -> dict[str, Any]:
+    try:
+        return read_run(folder)
+    except ValueError as error:  # such as a missing module of config.imports
+        return {"problem": str(error)}
+
+
 def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns rows, one per config with its seeds together, and lines about the runs left out."""
     paths = sorted({path.parent for folder in folders for path in folder.rglob("config.json")})
@@ -62,7 +69,7 @@ def collect(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         raise ValueError(
             f"no runs in {', '.join(map(str, folders))}: no folder there has a config.json"
         )
-    runs = {path: read_run(path) for path in paths}
+    runs = {path: _try_to_read(path) for path in paths}
     problems = [f"{path}: {run['problem']}" for path, run in runs.items() if "problem" in run]
     done = {}
     for path, run in runs.items():  # two sweeps may share a run

@@ -28,7 +28,7 @@ from vivit.evaluate import evaluate, evaluate_ensemble
 from vivit.objective import cross_entropy, hits_any, means
 from vivit.predict import predictor_of_weights
 from vivit.predictions import Prediction, Printer
-from vivit.results import parts_by_head, read_clips, read_rows
+from vivit.results import ClipScores, parts_by_head, read_clips, read_rows
 from vivit.run import Run
 from vivit.settings import Config
 from vivit.tasks import TASKS, Classify, MultiLabel, make_task
@@ -90,8 +90,6 @@ def test_the_loss_of_several_classes_by_hand():
     expected = -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).sum(axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     on_host = task.head_scores(SEVERAL, np.asarray(LOGITS))
-    (plain,) = task.losses(LOGITS, batch_of(SEVERAL))
-    np.testing.assert_allclose(on_host.losses, plain, rtol=1e-6)
     np.testing.assert_allclose(on_host.probabilities, p, rtol=1e-6)
 
 
@@ -113,6 +111,7 @@ def test_average_precision_is_that_of_scikit_learn():
             expected = average_precision_score(target, score, average=average)
             assert scores.metrics[name] == pytest.approx(expected, rel=1e-12)
     assert np.isnan(average_precision(np.zeros(4), np.arange(4.0)))
+    assert np.isnan(average_precision(np.ones(4), np.array([0, 1, np.nan, 2])))
     target[:, 2] = 0  # a class that no clip has does not count
     scores = MultiLabel({"x": 5}).head_scores(target.astype(np.uint8), score)
     rest = average_precision_score(np.delete(target, 2, 1), np.delete(score, 2, 1))
@@ -145,6 +144,10 @@ def test_labels_are_encoded_decoded_and_mirrored():
     assert several.decode(several.encode(clip)) == {"noun": (0, 2), "verb": ()}
     mirrored = several.mirrored(jnp.asarray(several.encode(clip))[None], flips)
     assert several.decode(np.asarray(mirrored)[0]) == {"noun": (1, 2), "verb": ()}
+    one_way = several.mirrored(jnp.asarray(SEVERAL), ((1, 0, 0), (0, 1)))  # not all in pairs
+    assert several.decode(np.asarray(one_way)[0])["noun"] == (0, 1)
+    with pytest.raises(ValueError, match=r"noun \[-1\]: class numbers begin with 0"):
+        several.encode({"noun": (-1,), "verb": ()})
     assert Classify({"x": 3}).encode({"x": 2}).shape == ()
 
 
@@ -289,6 +292,7 @@ def test_weights_of_two_heads(run_of_two, tmp_path):
         heads=report.groups,
     )  # fmt: skip
     predictor = predictor_of_weights(str(folder))
+    assert isinstance(predictor.task, Classify)
     assert [head[:2] for head in predictor.task.heads] == [("digit", 10), ("motion", 8)]
     assert predictor.class_names == run.class_names == (*"0123456789", *moving_digits.MOTIONS)
     printed = Prediction("a.mp4", None, run.predict(run.clips([0])[0])[0])
@@ -302,8 +306,46 @@ def test_weights_of_two_heads(run_of_two, tmp_path):
     assert len(row.split(",")) == len(head.split(",")) == 10
 
 
+def test_weights_of_several_classes_predict_by_sigmoids(run_of_several, tmp_path):
+    loaded = pretrained.load(run_of_several, checkpoint="latest")
+    assert isinstance(predictor_of_weights(str(run_of_several)).task, MultiLabel)
+    report, out = loaded.report, tmp_path / "out"
+    written = {"labels": report.labels, "task": report.task}
+    folder = pretrained.export(out, loaded.model_config, loaded.params, **written)
+    assert isinstance(predictor_of_weights(str(folder)).task, MultiLabel)
+    with pytest.raises(ValueError, match="task 'multi_label': its head is a softmax"):
+        pretrained.export(
+            tmp_path / "hf", loaded.model_config, loaded.params, to="hf_vivit", **written
+        )
+
+
+def test_heads_of_several_classes_are_compared_by_their_mean():
+    task = MultiLabel(HEADS)
+    scores = ClipScores(np.arange(6), SEVERAL, np.asarray(LOGITS), task)
+    assert task.best == "mean_mAP" == next(iter(task.columns()))
+    metrics = scores.metrics
+    assert metrics["mean_mAP"] == pytest.approx((metrics["noun_mAP"] + metrics["verb_mAP"]) / 2)
+    assert metrics["loss"] == pytest.approx((metrics["noun_loss"] + metrics["verb_loss"]) / 2)
+
+
+def test_an_unsure_model_is_right_about_no_class():
+    scores = Classify({"x": 3}).head_scores(np.array([0, 1, 2, 0]), np.zeros((4, 3), np.float32))
+    assert scores.metrics == {"top1": 0, "top5": 1, "mean_class_accuracy": 0}
+
+
+def test_the_loss_of_a_users_task_is_the_one_that_is_kept():
+    class Doubled(Classify):
+        def head_loss(self, logits, target, *, label_smoothing):
+            return 2 * super().head_loss(logits, target, label_smoothing=label_smoothing)
+
+    scores = lambda task: ClipScores(np.arange(6), NUMBERS, np.asarray(LOGITS), task(HEADS))
+    once, twice = scores(Classify).metrics, scores(Doubled).metrics
+    for name in ("loss", "noun_loss"):
+        assert twice[name] == pytest.approx(2 * once[name], rel=1e-6)
+
+
 def test_collected_runs_of_two_heads_have_all_their_scores(run_of_two):
-    evaluate(run_of_two)
+    evaluate(run_of_two)  # of the best checkpoint
     (row,), problems = collect([run_of_two])
     assert problems == []
     assert list(row["scores"])[:2] == ["joint top-1", "digit top-1"]
@@ -320,6 +362,7 @@ def test_collected_runs_of_two_heads_have_all_their_scores(run_of_two):
         ({"task": {"heads": {"motion": 8, "digit": 10}}, "data": {"label": ""}},
          "task.heads needs model.classes=18, the sum of its heads, not 8"),
         ({"data": {"label": ""}}, "name the label to train on, or several in task.heads"),
+        ({"task": {"heads": {"motion": 8}}}, "set data.label='motion' for one label"),
         ({"task": {"heads": {"raw": 8}}}, "metrics of another kind begin with raw_"),
         ({"task": {"heads": {"motion": 0}}}, "motion=0 must be whole numbers of classes"),
         ({"augment": {"brightness": float("nan")}}, "brightness=nan"),
@@ -376,8 +419,14 @@ def test_config_files_name_heads(tmp_path):
         "    config.data.label = ''\n    config.model.classes = 18\n    return config\n"
     )
     assert read_config(str(file)).heads == {"digit": 10, "motion": 8}
-    one = "--config.task.heads={'digit': 18}"
-    assert read_config(str(file), [one]).heads == {"digit": 18}
+    others = "--config.task.heads={'digit': 10, 'colour': 8}"
+    assert read_config(str(file), [others]).heads == {"colour": 8, "digit": 10}
     with pytest.raises(ValueError, match=r"--config.task.heads=18: write a mapping, like "):
         read_config(str(file), ["--config.task.heads=18"])
     assert Config().heads == {"motion": 8}
+    file.write_text("from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+                    "    return ConfigDict({'data': {'label': ''}, 'model': {'classes': 18, "
+                    "'clip': (16, 32, 32)}})\n")  # fmt: skip
+    assert read_config(str(file), [others]).heads == {"colour": 8, "digit": 10}
+    with pytest.raises(ValueError, match="write a mapping, like"):
+        read_config(str(file), ["--config.task.heads={[1]: 2}"])

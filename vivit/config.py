@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import reduce
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -92,19 +91,19 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
     _check_keys(_load(file, ()), overrides)
     mappings = {f"--config.{key}": key for key in _mapping_keys(Config)}
     others = [word for word in overrides if word.partition("=")[0] not in mappings]
-    config = _load(file, others)
-    for word in overrides:  # of the values, ml_collections takes all but mappings
+    values = json.loads(_load(file, others).to_json())
+    for word in overrides:  # ml_collections takes all values but mappings
         flag, _, text = word.partition("=")
         if flag in mappings:
-            *section, name = mappings[flag].split(".")
-            setattr(reduce(getattr, section, config), name, _as_mapping(flag, text))
-    return as_config(config)
+            section, _, name = mappings[flag].rpartition(".")
+            values.setdefault(section, {})[name] = _as_mapping(flag, text)
+    return as_config(values)
 
 
 def _as_mapping(flag: str, text: str) -> dict[str, Any]:
     try:
         value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         value = None
     if not isinstance(value, dict):
         raise ValueError(

@@ -132,7 +132,7 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
     if len(parts) == 1:
         (part,) = parts.values()
     else:
-        part = {"heads": {k: {**clips.heads[k].metrics, **v} for k, v in parts.items()}}
+        part = {"heads": {k: {**clips.head_metrics(k), **v} for k, v in parts.items()}}
     result = {
         "split": run.split,
         "views": settings.name,
@@ -299,7 +299,7 @@ def _show_classes(rows: list[dict[str, Any]]) -> None:
 
 
 def _in_words(metrics: dict[str, Any], task: Task) -> str:
-    """Returns "top-1 accuracy 97.00%, ..." of those that the metrics have: files of earlier
+    """Returns "top-1 97.00%, ..." of those that the metrics have: files of earlier
     versions have fewer."""
     columns = task.columns().items()
     return ", ".join(f"{title} {metrics[k]:.2%}" for k, title in columns if k in metrics)

@@ -37,7 +37,7 @@ from vivit.predictions import Prediction, Printer
 from vivit.run import Run
 from vivit.settings import ParallelSettings
 from vivit.step import make_eval_step
-from vivit.tasks import Classify, Task
+from vivit.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def predictor_of_weights(path: str, *, views: str = "", batch_size: int = 8) -> 
         raise ValueError(f"{path} has no classes to predict: its model has no head")
     names = tuple(loaded.report.labels) or tuple(f"class {i}" for i in range(classes))
     parallel = make_parallel_for_inference(ParallelSettings())
-    task = Classify(loaded.report.groups or {LABEL: classes})
+    task = make_task(loaded.report.task, loaded.report.groups or {LABEL: classes})
     return _predictor(
         model, loaded.params, task, names, DataSettings(), parallel, views, batch_size
     )

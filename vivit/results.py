@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
@@ -39,10 +40,21 @@ class ClipScores:
             for i, head in enumerate(self.task.heads)
         }
 
+    @cached_property
+    def head_losses(self) -> dict[str, Float[np.ndarray, " N"]]:
+        """Label -> the loss of each clip by its head, in nats."""
+        batch = {"labels": jnp.asarray(self.labels)}
+        losses = self.task.losses(jnp.asarray(self.logits), batch)
+        return dict(zip(self.task.labels, map(np.asarray, losses), strict=True))
+
     @property
     def losses(self) -> Float[np.ndarray, " N"]:
         """The loss of each clip in nats, the mean over the heads."""
-        return np.mean([scores.losses for scores in self.heads.values()], axis=0)
+        return np.mean(list(self.head_losses.values()), axis=0)
+
+    def head_metrics(self, label: str) -> dict[str, float]:
+        """Returns the metrics of a head and its loss."""
+        return {"loss": float(self.head_losses[label].mean()), **self.heads[label].metrics}
 
     @property
     def right(self) -> Bool[np.ndarray, " N"]:
@@ -53,11 +65,15 @@ class ClipScores:
     def metrics(self) -> dict[str, float]:
         """The metrics of all clips, by the names that training gives them."""
         metrics = {"loss": float(self.losses.mean())}
-        if len(self.heads) > 1 and self.task.joint:
-            metrics[f"joint_{self.task.joint}"] = float(self.right.mean())
+        of_heads = {label: self.head_metrics(label) for label in self.heads}
+        if len(of_heads) > 1 and self.task.joint:
+            metrics[self.task.best] = float(self.right.mean())
+        elif len(of_heads) > 1:
+            first = next(iter(self.task.titles))
+            metrics[self.task.best] = float(np.mean([x[first] for x in of_heads.values()]))
         for head in self.task.heads:
-            of_head = self.heads[head.label].metrics
-            metrics |= {self.task.key(head, name): value for name, value in of_head.items()}
+            found = of_heads[head.label].items()
+            metrics |= {self.task.key(head, name): value for name, value in found}
         return metrics
 
 

@@ -1,6 +1,16 @@
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from vivit.data.manifest import UNLABELLED, Classes, ClipRow, Manifest, mirror_names, read_manifest
+from vivit.data.manifest import (
+    UNLABELLED,
+    Classes,
+    ClipRow,
+    Manifest,
+    count_unlabelled,
+    mirror_names,
+    read_manifest,
+)
 from vivit.dataprep.manifest_files import write_manifest
 
 CLIPS = Manifest(
@@ -153,3 +163,31 @@ def test_mirror_images_of_classes():
     assert classes.flip_label() == [1, 0, 3, 2, UNLABELLED, 5]
     assert mirror_names(["clockwise", "anticlockwise"])["clockwise"] == "anticlockwise"
     assert mirror_names(["copyright", "bright"]) == {}
+
+
+TAGS = Classes(("dog", "barking", "cat"), several=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_clip_may_have_several_classes(tmp_path, suffix):
+    rows = [("1.mp4", (0, 1)), ("2.mp4", ()), ("3.mp4", (2,))]
+    clips = tuple(ClipRow(path, "train", {"tags": tags}, id=path) for path, tags in rows)
+    write_manifest(tmp_path / f"m.{suffix}", Manifest(clips, {"tags": TAGS}))
+    assert read_manifest(tmp_path / f"m.{suffix}") == Manifest(clips, {"tags": TAGS})
+    assert count_unlabelled(clips, {"tags": TAGS}) == {"tags": 0}
+    assert count_unlabelled(clips[1:2], {"tags": TAGS}) == {"tags": 1}  # none of them has any
+
+
+def test_several_classes_by_hand(tmp_path):
+    names = '{"tags": {"names": ["dog", "cat"], "several": true}}'
+    path = write(tmp_path, "path,split,tags\na,train,cat | dog\nb,train, \nc,train,dog| \n", names)
+    assert [clip.labels["tags"] for clip in read_manifest(path).clips] == [(1, 0), (), (0,)]
+    with pytest.raises(ValueError, match="row 2: unknown tags 'mouse'"):
+        read_manifest(write(tmp_path, "path,split,tags\na,train,mouse|dog\n", names))
+    bad = write(tmp_path, "path,split,tags\na,train,\n", names.replace("dog", "a|b"))
+    with pytest.raises(ValueError, match=r"tags 'a\|b' has a '\|', which separates"):
+        read_manifest(bad)
+    table = pa.table({"path": ["a"], "split": ["train"], "kinds": [["x", "y"]]})
+    parquet.write_table(table, tmp_path / "lists.parquet")
+    with pytest.raises(ValueError, match=r'kinds has lists; .* need "several": true in lists.cl'):
+        read_manifest(tmp_path / "lists.parquet")

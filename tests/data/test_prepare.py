@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -6,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from tests.data.films import film, number_of, turned
 from vivit.data import decode
 from vivit.data.decode import CLOCK
 from vivit.data.manifest import Classes, ClipRow, Manifest, read_manifest
+from vivit.data.settings import DataSettings
+from vivit.data.sources import open_split
 from vivit.data.video import ClipReadError
 from vivit.dataprep import prepare as prepare_module
 from vivit.dataprep import shards, staging
@@ -26,6 +31,7 @@ from vivit.dataprep.manifest_files import write_manifest
 from vivit.dataprep.pictures import describe
 from vivit.dataprep.prepare import prepare_manifest
 from vivit.dataprep.staging import Spec
+from vivit.tasks import Classify, MultiLabel
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -436,3 +442,32 @@ def test_replaced_files_are_noticed(videos, tmp_path):
     shutil.copy(root / "train/up/2.mp4", root / "train/up/1.mp4")
     with pytest.raises(ValueError, match=r"1 files have changed since .*:\n  train/up/1.mp4"):
         prepare()
+
+
+def test_clips_with_several_classes_are_prepared(videos, tmp_path):
+    films = read_manifest(videos / "films.csv")
+    tags = [(0, 2), (), (1,)]
+    rows = [
+        replace(clip, labels={**clip.labels, "tags": of})
+        for clip, of in zip(films.split("train"), tags, strict=False)
+    ]
+    names = {**films.classes, "tags": Classes(("a", "b", "c"), several=True)}
+    write_manifest(tmp_path / "several.csv", Manifest(tuple(rows), names))
+    prepare_manifest(tmp_path / "several.csv", tmp_path, root=str(videos))
+    data = open_split(DataSettings("several", str(tmp_path), "tags"), "train")
+    assert isinstance(data.task, MultiLabel)
+    assert [tuple(data.labels_of(i)["tags"]) for i in range(3)] == tags
+    assert data.task.encode(data.reader.open(0).labels).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="several classes of 'tags'; predict them with task.name="):
+        open_split(DataSettings("several", str(tmp_path)), "train", Classify({"tags": 3}))
+    assert "a, c 1, none 1, b 1" in describe(tmp_path / "several", label="tags")
+
+
+def test_what_earlier_versions_began_is_recognised(videos):
+    """The digest of a manifest's classes has no field that they did not have."""
+    manifest = read_manifest(videos / "films.csv")
+    plan = staging.Plan(manifest, str(videos), Path("x"), Spec())
+    clips = json.dumps([asdict(clip) for clip in manifest.clips])
+    classes = {k: {"names": v.names, "flip": v.flip} for k, v in manifest.classes.items()}
+    digest = hashlib.sha256((clips + json.dumps(classes)).encode()).hexdigest()
+    assert prepare_module._plan_json(plan)["manifest"] == digest

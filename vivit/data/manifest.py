@@ -92,6 +92,15 @@ def read_manifest(path: str | Path) -> Manifest:
     return Manifest(tuple(clips), classes)
 
 
+def count_unlabelled(clips: Sequence[ClipRow], classes: dict[str, Classes]) -> dict[str, int]:
+    """Returns label -> how many clips have none.
+
+    Of a label of which clips may have several a clip may have none; where none has any, all count.
+    """
+    counts = {k: sum(clip.labels[k] in (UNLABELLED, ()) for clip in clips) for k in classes}
+    return {k: n if n == len(clips) or not classes[k].several else 0 for k, n in counts.items()}
+
+
 def classes_path(path: Path) -> Path:
     return path.with_suffix(".classes.json")
 
@@ -120,6 +129,17 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
         rows = parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} can't be read as Parquet: {error}") from error
+    lists = {k for row in rows for k, v in row.items() if isinstance(v, list)}
+    file = classes_path(path)
+    several = {
+        k for k, v in (_read_classes(file) if file.exists() else {}).items() if v.get("several")
+    }
+    if lists - several:
+        listed = ", ".join(sorted(lists - several))
+        raise ValueError(
+            f"{path}: {listed} has lists; labels of which a clip may have several classes need "
+            f'"several": true in {file.name}'
+        )
     return [{k: _as_text(v) for k, v in row.items()} for row in rows]
 
 
@@ -166,7 +186,11 @@ def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> d
 def _read_classes(path: Path) -> dict[str, Any]:
     try:
         classes = json.loads(path.read_text())
-        if all(isinstance(classes[label]["names"], list) for label in classes):
+        if all(
+            isinstance(classes[label]["names"], list)
+            and all(isinstance(name, str) for name in classes[label]["names"])
+            for label in classes
+        ):
             return classes
     except (json.JSONDecodeError, TypeError, KeyError, IndexError):
         pass
@@ -201,7 +225,9 @@ def _clip(row: dict[str, str], classes: dict[str, Classes]) -> tuple[ClipRow, li
         problems.append(f"ends at {seconds['end']:g} s, before its start at {seconds['start']:g} s")
     numbers: dict[str, Any] = {}
     for label, known in classes.items():
-        texts = [x for x in row[label].split(SEPARATOR) if x] if known.several else [row[label]]
+        texts = (
+            [x for x in row[label].split(SEPARATOR) if x.strip()] if known.several else [row[label]]
+        )
         found = [class_number(text, label, known) for text in texts]
         problems += [problem for _, wrong in found for problem in wrong]
         numbers[label] = tuple(n for n, _ in found) if known.several else found[0][0]

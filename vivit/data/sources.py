@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.core.features import video_feature
 
-from vivit.data.classes import UNLABELLED, Classes
+from vivit.data.classes import Classes
 from vivit.data.sampling import check_sampling
 from vivit.data.settings import DataSettings
 from vivit.data.split import Split, check_labels, find_classes
@@ -143,14 +143,14 @@ def find(name: str, root: str | Path) -> Path:
 
 def _open_manifest(settings: DataSettings, split: str, task: Task | None) -> Split:
     from vivit.data.files import data_root
-    from vivit.data.manifest import read_manifest
+    from vivit.data.manifest import count_unlabelled, read_manifest
     from vivit.data.video_files import VideoFiles
 
     path = settings.name
     manifest = read_manifest(path)
     clips, classes = manifest.split(split), manifest.classes
     task = task or _task_of(path, classes, settings.label)
-    unlabelled = {k: sum(clip.labels[k] == UNLABELLED for clip in clips) for k in classes}
+    unlabelled = count_unlabelled(clips, classes)
     check_labels(path, split, classes, task, unlabelled=unlabelled)  # before files are opened
     of_task = [x for k in task.labels for x in (classes[k].names, classes[k].flip)]
     content = [[clip.__dict__ for clip in clips], *of_task]

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tensorflow_datasets.core import dataset_info, file_adapters, naming
 from tensorflow_datasets.core import splits as splits_lib
 
 from vivit.data.decode import CLOCK
-from vivit.data.manifest import UNLABELLED, Manifest
+from vivit.data.manifest import Manifest, count_unlabelled
 from vivit.dataprep.staging import VERSION, Plan, Spec
 from vivit.io import read_json, sha256_of, write_atomically, write_json
 
@@ -113,12 +112,16 @@ def _metadata(plan: Plan, metas: list[dict], shards: int) -> dict[str, Any]:
     for number in range(shards):
         sums |= read_json(plan.staging / "shards" / f"{number:05d}.json")
     good = [meta for meta in metas if "error" not in meta]
-    unlabelled = Counter(
-        f"{clip.split}/{label}"
-        for clip, meta in zip(plan.manifest.clips, metas, strict=True)
-        for label, number in clip.labels.items()
-        if number == UNLABELLED and "error" not in meta
-    )
+    clips = zip(plan.manifest.clips, metas, strict=True)
+    kept = [clip for clip, meta in clips if "error" not in meta]
+    unlabelled = {
+        f"{split}/{label}": count
+        for split in splits_of(plan.manifest)
+        for label, count in count_unlabelled(
+            [clip for clip in kept if clip.split == split], plan.manifest.classes
+        ).items()
+        if count
+    }
     return {
         "format": plan.spec.format,
         "labels": {k: list(v.names) for k, v in plan.manifest.classes.items()},
@@ -126,7 +129,7 @@ def _metadata(plan: Plan, metas: list[dict], shards: int) -> dict[str, Any]:
         "mirrored": {k: v.flip_label() for k, v in plan.manifest.classes.items()},
         "largest": [max(m["height"] for m in good), max(m["width"] for m in good)],
         "smallest": min(min(m["height"], m["width"]) for m in good),
-        "unlabelled": dict(unlabelled),
+        "unlabelled": unlabelled,
         "skipped": len(metas) - len(good),
         "shards": sums,
     }

@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         params,
         to=to,
         labels=report.labels,
+        task=report.task,
         heads=report.groups,
     )
     print(f"-> {folder}")

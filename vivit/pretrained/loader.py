@@ -93,6 +93,7 @@ def load(
         adapted.dropped,
         tuple(source.notes),
         labels,
+        source.task,
         {name: end - start for name, (start, end) in groups.items()},
         source.model_config,
         archive.sha256,

@@ -22,9 +22,9 @@ class Row(NamedTuple):
 class Report:
     """A report that prints as a table.
 
-    dropped: name in the file -> why. labels: names of the model's classes. groups: label -> number
-    of classes, of a head of several tasks. source_config: the model of the file. sha256: of every
-    file that was read, by name.
+    dropped: name in the file -> why. labels: names of the model's classes. task: of TASKS, what the
+    head predicts. groups: label -> number of classes, of a head of several labels. source_config:
+    the model of the file. sha256: of every file that was read, by name.
     """
 
     source: str
@@ -33,6 +33,7 @@ class Report:
     dropped: dict[str, str]
     notes: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    task: str = "classify"
     groups: dict[str, int] = field(default_factory=dict)
     source_config: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)

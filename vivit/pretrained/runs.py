@@ -8,7 +8,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from vivit.checkpoint import Checkpoints
-from vivit.config import read_data_record, read_workdir
+from vivit.config import IMPORTS, import_modules, read_data_record, read_workdir
 from vivit.io import sha256_of
 from vivit.model.params import unstack_layers
 from vivit.model.settings import ModelSettings
@@ -37,6 +37,7 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     if path.parent.name == "checkpoints":
         path, checkpoint = path.parent.parent, path.name
     run = read_workdir(path)
+    import_modules(run.imports, copies=path / IMPORTS)
     task = make_task(run.task.name, run.heads)
     with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
         try:
@@ -49,8 +50,8 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     config = path / "config.json"
     hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
     labels = read_data_record(path).get("class_names", ())
-    heads = list(run.heads.items()) if run.task.heads else []
-    described = {**read_json_object(config), "labels": labels, "heads": heads}
+    kind = {"name": run.task.name, "heads": list(run.heads.items()) if run.task.heads else []}
+    described = {**read_json_object(config), "labels": labels, "task": kind}
     return Archive(path, "run", arrays, described, {}, hashes)
 
 
@@ -77,11 +78,13 @@ def read_vivit(archive: Archive, hints: LoadHints) -> SourceModel:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         arrays = flat_params(unstack_layers(tree))
     settings = record(ModelSettings, upgrade_model(archive.config["model"]), at="model")
-    heads = Classify(dict(archive.config.get("heads", ()))).heads
+    task = archive.config.get("task", {"name": "classify", "heads": []})
+    heads = Classify(dict(task["heads"])).heads
     return SourceModel(
         asdict(settings),
         params=arrays,
         origins={path: path.replace("/", separator) for path in arrays},
         labels=tuple(archive.config.get("labels", ())),
+        task=task["name"],
         groups={head.label: (head.start, head.start + head.classes) for head in heads},
     )

@@ -50,7 +50,7 @@ class SourceModel:
     model_config: fields of ModelSettings. params: by path. origins: path -> name in the file.
     changed: paths whose array was transformed. dropped: name in the file -> why. problems: found
     in the file so far. labels: names of the classes. groups: name -> (start, end) of classes, for
-    the head of several tasks.
+    the head of several tasks. task: of TASKS, what the head predicts.
     """
 
     model_config: dict[str, Any]
@@ -62,6 +62,7 @@ class SourceModel:
     problems: list[str] = field(default_factory=list)
     labels: tuple[str, ...] = ()
     groups: dict[str, tuple[int, int]] = field(default_factory=dict)
+    task: str = "classify"
 
     def origin(self, path: str) -> str:
         """Returns the name in the file of a parameter's array."""

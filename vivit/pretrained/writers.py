@@ -30,12 +30,13 @@ from vivit.registry import Registry
 @dataclass(frozen=True)
 class Exported:
     """A model that is written: its settings, its module (unrolled, in float32), parameters by path,
-    the names of its classes, and label -> number of classes of several heads."""
+    the names of its classes, its task, and label -> number of classes of several heads."""
 
     settings: ModelSettings
     model: ViViT
     params: Arrays
     labels: tuple[str, ...]
+    task: str
     heads: Mapping[str, int]
 
 
@@ -63,6 +64,7 @@ def export(
     *,
     to: str = "portable",
     labels: Sequence[str] = (),
+    task: str = "classify",
     heads: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes model.safetensors and config.json into a new folder, and returns the folder.
@@ -70,8 +72,8 @@ def export(
     to: a name of WRITERS: "portable", which `load` and any reader of safetensors read; or
         "hf_vivit", which transformers' VivitForVideoClassification loads, for a joint model with a
         class token.
-    labels: names of the classes. heads: label -> number of classes of a model with several heads,
-        in the order of the logits.
+    labels: names of the classes. task: of TASKS, what the head predicts. heads: label -> number of
+        classes of a model with several, in the order of the logits.
 
     Raises ValueError for a folder that is not empty, and for what the format can't hold.
     """
@@ -89,7 +91,10 @@ def export(
     found = {path: array.shape for path, array in flat.items()}
     problems = shape_problems(found, parameter_shapes(model.config))
     raise_problems(problems, "the parameters for this config")
-    writer, exported = WRITERS[to], Exported(settings, model, flat, tuple(labels), heads or {})
+    writer, exported = (
+        WRITERS[to],
+        Exported(settings, model, flat, tuple(labels), task, heads or {}),
+    )
     writer.check(exported)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
@@ -108,7 +113,7 @@ def _portable(exported: Exported) -> dict[str, Any]:
         "vivit": vivit.__version__,
         "model": {**asdict(exported.settings), "scan": False},
         "labels": list(exported.labels),
-        "heads": list(exported.heads.items()),
+        "task": {"name": exported.task, "heads": list(exported.heads.items())},
     }
 
 
@@ -161,6 +166,8 @@ def _hf_check(exported: Exported) -> None:
             f"activation={settings.activation!r} must be one of {list(HF_ACTIVATIONS)}",
         ),
         (settings.classes > 0, "it needs a head, classes > 0"),
+        (not exported.heads, "it has one head"),
+        (exported.task == "classify", f"task {exported.task!r}: its head is a softmax"),
     ]
     problems = [problem for fits, problem in checks if not fits]
     if problems:

@@ -29,7 +29,10 @@ class MultiLabel(Task):
         parts = []
         for head in self.heads:
             part = np.zeros(head.classes, np.uint8)
-            part[np.array(labels[head.label], int)] = 1
+            numbers = np.array(labels[head.label], int)
+            if (numbers < 0).any():
+                raise ValueError(f"{head.label} {numbers.tolist()}: class numbers begin with 0")
+            part[numbers] = 1
             parts.append(part)
         return np.concatenate(parts)
 
@@ -37,9 +40,9 @@ class MultiLabel(Task):
         return {head.label: tuple(np.flatnonzero(head.of(labels)).tolist()) for head in self.heads}
 
     def mirrored(self, labels: Labels, flips: Sequence[Sequence[int]]) -> Labels:
-        # A class and its mirror image name each other, so this works in both directions.
         of_heads = [
-            head.of(labels)[:, np.array(flip)] for head, flip in zip(self.heads, flips, strict=True)
+            jnp.zeros_like(head.of(labels)).at[:, np.array(flip)].max(head.of(labels))
+            for head, flip in zip(self.heads, flips, strict=True)
         ]
         return jnp.concatenate(of_heads, axis=1)
 
@@ -80,12 +83,6 @@ class LabelScores(HeadScores):
         return expit(self.logits.astype(np.float64))
 
     @property
-    def losses(self) -> Float[np.ndarray, " N"]:
-        """The binary cross-entropy of each clip, summed over the classes, in nats."""
-        x = self.logits.astype(np.float64)
-        return (np.logaddexp(0, x) - self.targets * x).sum(axis=1)
-
-    @property
     def right(self) -> UInt8[np.ndarray, " N"]:
         """1 where the most probable class is one of the clip's."""
         found = hits_any(jnp.asarray(self.logits), jnp.asarray(self.targets))
@@ -98,7 +95,6 @@ class LabelScores(HeadScores):
         precisions = self.average_precisions
         known = precisions[~np.isnan(precisions)]
         return {
-            "loss": float(self.losses.mean()),
             "mAP": float(known.mean()) if len(known) else float("nan"),
             "mAP_micro": average_precision(self.targets.ravel(), self.logits.ravel()),
             "top1": float(self.right.mean()),
@@ -123,9 +119,9 @@ def average_precision(target: np.ndarray, score: np.ndarray) -> float:
     """Returns the area under the curve of precision over recall, as a sum over thresholds.
 
     Clips with the same score count together, so their order does not matter. NaN without any
-    target.
+    target, and for scores that are not finite.
     """
-    if not target.any():
+    if not target.any() or not np.isfinite(score).all():
         return float("nan")
     order = np.argsort(-score, kind="stable")
     target, score = target[order].astype(float), score[order]

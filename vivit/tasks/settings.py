@@ -19,10 +19,15 @@ class TaskSettings:
     heads: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        taken = [label for label in self.heads if label in ("joint", "raw")]
+        taken = [label for label in self.heads if label in ("joint", "mean", "raw")]
         if taken:
             raise ValueError(f"task.heads: metrics of another kind begin with {taken[0]}_")
         wrong = {k: n for k, n in self.heads.items() if type(n) is not int or n < 1}
         if wrong:
             listed = ", ".join(f"{label}={classes!r}" for label, classes in wrong.items())
             raise ValueError(f"task.heads: {listed} must be whole numbers of classes, at least 1")
+        if len(self.heads) == 1:
+            (label,) = self.heads
+            raise ValueError(
+                f"task.heads={dict(self.heads)}: set data.label={label!r} for one label"
+            )

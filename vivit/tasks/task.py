@@ -48,11 +48,6 @@ class HeadScores(ABC):
 
     @property
     @abstractmethod
-    def losses(self) -> Float[np.ndarray, " N"]:
-        """The loss of each clip in nats."""
-
-    @property
-    @abstractmethod
     def right(self) -> Shaped[np.ndarray, " N"]:
         """1 for the clips that the head is right about, else 0."""
 
@@ -71,7 +66,8 @@ class Task(ABC):
 
     titles: what pages call the metrics of a head that are fractions, the most important first;
         checkpoints are compared by it. joint: the one of them that counts for a clip where every
-        head has it, as `HeadScores.right` has; "" for none.
+        head has it, as `HeadScores.right` has; "" for none, and then heads are compared by the mean
+        of their first metrics.
     several: whether a clip may have several classes of a label. mixes: whether the loss is linear
         in the targets, so that that of a mixture of clips is the mixture of the losses.
     """
@@ -98,9 +94,10 @@ class Task(ABC):
     @property
     def best(self) -> str:
         """The metric by which checkpoints are compared."""
-        if len(self.heads) > 1 and self.joint:
-            return f"joint_{self.joint}"
-        return self.key(next(iter(self.heads)), next(iter(self.titles)))
+        first = next(iter(self.titles))
+        if len(self.heads) == 1:
+            return first
+        return f"joint_{self.joint}" if self.joint else f"mean_{first}"
 
     def shown(self, head: Head) -> Mapping[str, str]:
         """Returns the titles of the metrics that say something of a head with its classes."""
@@ -110,7 +107,8 @@ class Task(ABC):
         """Returns metric -> title of all heads, the most important first, for tables."""
         if len(self.heads) == 1:
             return dict(self.shown(self.heads[0]))
-        columns = {f"joint_{self.joint}": f"joint {self.titles[self.joint]}"} if self.joint else {}
+        kind, _, name = self.best.partition("_")
+        columns = {self.best: f"{kind} {self.titles[name]}"}
         for head in self.heads:
             for name, title in self.shown(head).items():
                 columns[self.key(head, name)] = f"{head.label} {title}"
