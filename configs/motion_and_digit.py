@@ -15,7 +15,6 @@ def get_config():
     config.task.heads = {"motion": 8, "digit": 10}
     config.data.label = ""
     config.model.classes = 18
-    config.augment.mixup = 0.4  # against learning the 1,197 training images of digits by heart
     config.train.update(steps=2000, eval_every=500, checkpoint_every=500)
     return config
 

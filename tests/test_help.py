@@ -9,6 +9,7 @@ from tests.test_floors import files, module_of
 
 COMMANDS = (
     "experiments.collect",
+    "experiments.footage_baselines",
     "experiments.launch",
     "experiments.real_video",
     "experiments.steps_to_accuracy",
