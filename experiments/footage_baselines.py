@@ -5,6 +5,8 @@ Accuracies are means over the classes. Clips that are cut from the same film ove
 clips count for fewer than they are.
 """
 
+import csv
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from experiments.collect import table_row
+from experiments.real_video import read_film
 from vivit.cli import make_parser, run_command
-from vivit.data.manifest import read_manifest
-from vivit.data.settings import DataSettings
-from vivit.data.sources import open_split
-from vivit.data.split import Split
 
 LEAST = 0.1  # grey levels, below all noise: a film that stands still has a logarithm too
 
@@ -44,31 +43,30 @@ FEATURES: dict[str, Callable[[np.ndarray], list[float]]] = {
 }
 
 
-def features_of(split: Split) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns the features of all clips of a split by name, [clips, features], and the classes."""
+def features_of(manifest: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the features of a split's clips by name, [clips, features], and label -> classes."""
     found: dict[str, list[list[float]]] = {name: [] for name in FEATURES}
-    (label,) = split.task.labels
-    for i in range(len(split)):
-        video = split.reader.open(i)
-        grey = video.read(np.arange(len(video.times)), None).mean(axis=-1)
+    with open(manifest, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.pop("split") == split]
+    for row in rows:
+        grey = np.array(list(read_film(manifest.parent / row.pop("path")))).mean(axis=-1)
         for name, make in FEATURES.items():
             found[name].append(make(grey))
-    classes = [split.reader.label(i, label) for i in range(len(split))]
-    return {name: np.array(rows) for name, rows in found.items()}, np.array(classes)
+    classes = {label: np.array([row[label] for row in rows]) for label in rows[0]}
+    return {name: np.array(of) for name, of in found.items()}, classes
 
 
-def compare(manifest: str, label: str) -> list[tuple[str, float, float]]:
-    """Returns (features, accuracy on the training clips, on the test clips)."""
-    settings = DataSettings(manifest, str(Path(manifest).parent), label)
-    (train, known), (test, wanted) = (
-        features_of(open_split(settings, s)) for s in ("train", "test")
-    )
+def compare(manifest: Path) -> list[tuple[str, str, float, float]]:
+    """Returns (label, features, accuracy on the training clips, on the test clips)."""
+    (train, known), (test, wanted) = (features_of(manifest, split) for split in ("train", "test"))
     rows = []
-    for name in FEATURES:
+    for label, name in itertools.product(known, FEATURES):
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-        model.fit(train[name], known)
+        model.fit(train[name], known[label])
         score = lambda x, y, model=model: float(balanced_accuracy_score(y, model.predict(x)))
-        rows.append((name, score(train[name], known), score(test[name], wanted)))
+        rows.append(
+            (label, name, score(train[name], known[label]), score(test[name], wanted[label]))
+        )
     return rows
 
 
@@ -77,16 +75,18 @@ def main(argv: list[str] | None = None) -> None:
         "experiments.footage_baselines",
         __doc__,
         "python -m experiments.footage_baselines data/real_video/3/real_video.csv",
-        "python -m experiments.footage_baselines films.csv --labels speed",
+        "python -m experiments.footage_baselines data/real_video/4/real_video.csv > table.md",
     )
-    parser.add_argument("manifest", help="as experiments.real_video writes it")
-    parser.add_argument("--labels", nargs="+", default=[], help="of the manifest (default: all)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("manifest", type=Path, help="as experiments.real_video writes it")
+    manifest = parser.parse_args(argv).manifest
+    if not manifest.is_file():
+        raise ValueError(
+            f"no manifest {str(manifest)!r}; python -m experiments.real_video cuts one"
+        )
     print(table_row(["label", "features", "training (%)", "test (%)"]))
     print(table_row(["---", "---", "---:", "---:"]))
-    for label in arguments.labels or list(read_manifest(arguments.manifest).classes):
-        for name, train, test in compare(arguments.manifest, label):
-            print(table_row([label, name, f"{100 * train:.1f}", f"{100 * test:.1f}"]))
+    for label, name, train, test in compare(manifest):
+        print(table_row([label, name, f"{100 * train:.1f}", f"{100 * test:.1f}"]))
 
 
 if __name__ == "__main__":

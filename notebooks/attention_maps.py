@@ -26,7 +26,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vivit.analysis import capture, heat_on_frames, open_run, overlay, rollout
-from vivit.results import best_of_heads
 
 if os.path.basename(os.getcwd()) == "notebooks":
     os.chdir("..")  # a run's config names its data from the project's root
@@ -42,11 +41,7 @@ print(f"token grid: {config.grid} time steps, rows, columns")
 clips, labels = run.clips(run.one_of_each_class(8))
 maps = capture(run.model, run.params, clips)
 titles = run.titles(labels)
-probabilities = np.asarray(run.task.probabilities(maps.logits))
-for title, of_heads in zip(
-    titles, best_of_heads(run.task, probabilities, run.data.class_names, k=1), strict=True
-):
-    guess = ", ".join(f"{name} {p:.1%}" for ((name, p),) in of_heads.values())
+for title, guess in zip(titles, run.guesses(maps.logits), strict=True):
     print(f"{title:14} -> {guess}")
 
 # %% [markdown]

@@ -240,6 +240,9 @@ def test_a_run_of_two_heads(run_of_two, capsys):
     images, encoded = run.clips([4])
     assert run.titles(encoded) == [f"{row['digit_label']}, {row['motion_label']}"]
     found = run.predict(images)
+    (guess,) = run.guesses(np.log(found))
+    assert re.fullmatch(r"\d \d+\.\d%, \w+ \d+\.\d%", guess)
+    assert guess.startswith(f"{found[0, :10].argmax()} {found[0, :10].max():.1%}, ")
     np.testing.assert_allclose([found[:, :10].sum(), found[:, 10:].sum()], 1, rtol=1e-5)
     page = write_report(run_of_two, checkpoint="latest").read_text()
     for title in ("Mistakes of digit", "Confusion of motion", "Classes of motion", "joint top-1"):

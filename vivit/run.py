@@ -32,6 +32,7 @@ from vivit.data.views import make_crop
 from vivit.io import read_json, write_json
 from vivit.model import ViViT
 from vivit.model.settings import ModelSettings
+from vivit.results import best_of_heads
 from vivit.settings import Config
 from vivit.tasks import Task, make_task
 
@@ -218,6 +219,13 @@ class Run:
             return ", ".join(names) or "none"
 
         return [title(row) for row in labels]
+
+    def guesses(self, logits: Any) -> list[str]:
+        """Returns the most probable class of every head of clips with its probability, from logits
+        [B, classes]: "left 97.0%", or of two heads "7 80.1%, left 97.0%"."""
+        probabilities = self.task.probabilities(np.asarray(logits))
+        best = best_of_heads(self.task, probabilities, self.class_names, k=1)
+        return [", ".join(f"{name} {p:.1%}" for ((name, p),) in x.values()) for x in best]
 
     def one_of_each_class(self, limit: int) -> list[int]:
         """Returns the first clip of each class, then the next clips, up to `limit` indices."""
