@@ -2,7 +2,7 @@
 
     python -m experiments.launch --config=configs/motion_and_digit.py --sweep=seeds
 
-About a quarter of an hour a run on two CPU cores; docs/training.md has the scores.
+docs/training.md has the scores.
 """
 
 from configs import moving_digits
