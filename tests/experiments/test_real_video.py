@@ -60,5 +60,5 @@ def test_baselines_see_how_fast_but_not_which_way(tmp_path, monkeypatch, capsys)
     assert 0.3 < found["direction", "mean difference of frames"][1] < 0.7
     footage_baselines.main([str(manifest)])
     assert "| speed | mean difference of frames | 100.0 | 100.0 |" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no manifest 'nowhere.csv'; experiments.real_"):
+    with pytest.raises(ValueError, match="no manifest 'nowhere.csv'; python -m experiments"):
         footage_baselines.main(["nowhere.csv"])
