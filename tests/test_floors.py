@@ -14,6 +14,7 @@ FLOORS = {
     "vivit.cli": 0,
     "vivit.config": 0,
     "vivit.io": 0,
+    "vivit.lazy": 0,
     "vivit.mesh": 0,
     "vivit.processes": 0,
     "vivit.records": 0,

@@ -77,7 +77,7 @@ def train_step(
 
 def batch_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch that is neither augmented nor cut into views."""
-    labels = task.unknown_labels(1)[0]
+    labels = task.encode(task.no_classes)
     return {
         "clips": jax.ShapeDtypeStruct((size, *clip, 3), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((size, *labels.shape), labels.dtype),

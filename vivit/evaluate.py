@@ -68,7 +68,7 @@ def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel, ta
     order = np.argsort(indices)  # a mesh may order the clips of a batch otherwise
     order = order[valid[order] > 0]
     clips = ClipScores(indices[order].astype(np.int64), labels[order], logits[order], task)
-    return Scores({**clips.metrics, **means(list(sums))}, clips)
+    return Scores({**means(list(sums)), **clips.whole_metrics}, clips)
 
 
 def score_run(run: Run, *, views: str = "") -> Scores:

@@ -65,16 +65,29 @@ class ClipScores:
     def metrics(self) -> dict[str, float]:
         """The metrics of all clips, by the names that training gives them."""
         metrics = {"loss": float(self.losses.mean())}
-        of_heads = {label: self.head_metrics(label) for label in self.heads}
-        if len(of_heads) > 1 and self.task.joint:
+        if len(self.heads) > 1 and self.task.joint:
             metrics[self.task.best] = float(self.right.mean())
-        elif len(of_heads) > 1:
-            first = next(iter(self.task.titles))
-            metrics[self.task.best] = float(np.mean([x[first] for x in of_heads.values()]))
         for head in self.task.heads:
-            found = of_heads[head.label].items()
+            found = self.head_metrics(head.label).items()
             metrics |= {self.task.key(head, name): value for name, value in found}
-        return metrics
+        return metrics | self._mean_of_heads
+
+    @property
+    def whole_metrics(self) -> dict[str, float]:
+        """Those that are not means over clips, so that batches do not add up to them."""
+        metrics = {}
+        for head in self.task.heads:
+            found = self.heads[head.label].whole_metrics.items()
+            metrics |= {self.task.key(head, name): value for name, value in found}
+        return metrics | self._mean_of_heads
+
+    @property
+    def _mean_of_heads(self) -> dict[str, float]:
+        """What heads are compared by that have no joint metric."""
+        if len(self.heads) == 1 or self.task.joint:
+            return {}
+        first = next(iter(self.task.titles))
+        return {self.task.best: float(np.mean([x.metrics[first] for x in self.heads.values()]))}
 
 
 def average_probabilities(members: Sequence[ClipScores]) -> ClipScores:

@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 UNLABELLED = -1
 MIRRORED = {  # words of class names -> the words for the mirror image
@@ -31,6 +32,12 @@ class Classes:
     @functools.cached_property
     def numbers(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
+
+    def described(self) -> dict[str, Any]:
+        """Returns the fields as files keep them; "several" only where it is True, since files of
+        earlier versions have no such key."""
+        fields = {"names": self.names, "flip": self.flip}
+        return {**fields, "several": True} if self.several else fields
 
     def flip_label(self) -> list[int]:
         """Returns the class number of each class's mirror image; UNLABELLED where there is none."""

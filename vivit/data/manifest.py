@@ -131,9 +131,7 @@ def _read_parquet(path: Path) -> list[dict[str, str]]:
         raise ValueError(f"{path} can't be read as Parquet: {error}") from error
     lists = {k for row in rows for k, v in row.items() if isinstance(v, list)}
     file = classes_path(path)
-    several = {
-        k for k, v in (_read_classes(file) if file.exists() else {}).items() if v.get("several")
-    }
+    several = {label for label, classes in _read_classes(file).items() if classes.get("several")}
     if lists - several:
         listed = ", ".join(sorted(lists - several))
         raise ValueError(
@@ -152,7 +150,7 @@ def _as_text(value: Any) -> str:
 def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> dict[str, Classes]:
     """Returns the classes of the file next to the manifest, or else of the values in the rows."""
     file = classes_path(path)
-    known = _read_classes(file) if file.exists() else {}
+    known = _read_classes(file)
     classes = {}
     for label in labels:
         values = {row[label] for row in rows} - {""}
@@ -184,6 +182,9 @@ def _classes(path: Path, labels: Sequence[str], rows: list[dict[str, str]]) -> d
 
 
 def _read_classes(path: Path) -> dict[str, Any]:
+    """Returns what the file next to a manifest says of each label; {} if there is none."""
+    if not path.exists():
+        return {}
     try:
         classes = json.loads(path.read_text())
         if all(

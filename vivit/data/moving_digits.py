@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 FRAMES, SIDE = 16, 32
+DIGITS = [str(d) for d in range(10)]
 MOTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise", "grow", "shrink")
 SPLITS = {"train": 8192, "validation": 1024, "test": 2048}  # clips
 IMAGES = {"train": 1197, "validation": 200, "test": 400}  # digit images; disjoint
@@ -40,23 +41,12 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "8 motions, 10 digits, 16 frames of 32 x 32."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            features=tfds.features.FeaturesDict(
-                {
-                    # Raw bytes in C order: a Tensor(uint8) is slow to read without TensorFlow.
-                    "clip": tfds.features.Tensor(shape=(), dtype=np.object_),
-                    "motion": tfds.features.Scalar(dtype=np.int64),
-                    "digit": tfds.features.Scalar(dtype=np.int64),
-                    "image": tfds.features.Scalar(dtype=np.int64),  # of scikit-learn's 1,797
-                }
-            ),
-            metadata=tfds.core.MetadataDict(
-                clip_shape=[FRAMES, SIDE, SIDE, 1],
-                labels={"motion": list(MOTIONS), "digit": [str(d) for d in range(10)]},
-                seed=SEED,
-            ),
+        number = tfds.features.Scalar(dtype=np.int64)
+        return _describe(
+            self,
+            # image: of scikit-learn's 1,797
+            features={"motion": number, "digit": number, "image": number},
+            labels={"motion": list(MOTIONS), "digit": DIGITS},
         )
 
     def _split_generators(self, dl_manager):
@@ -82,21 +72,9 @@ class SeveralDigits(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "1 to 3 of 10 digits, 16 frames of 32 x 32."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            features=tfds.features.FeaturesDict(
-                {
-                    "clip": tfds.features.Tensor(shape=(), dtype=np.object_),
-                    "digits": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-                }
-            ),
-            metadata=tfds.core.MetadataDict(
-                clip_shape=[FRAMES, SIDE, SIDE, 1],
-                labels={"digits": [str(d) for d in range(10)]},
-                several=["digits"],
-                seed=SEED,
-            ),
+        numbers = tfds.features.Tensor(shape=(None,), dtype=np.int64)
+        return _describe(
+            self, features={"digits": numbers}, labels={"digits": DIGITS}, several=["digits"]
         )
 
     def _split_generators(self, dl_manager):
@@ -111,6 +89,20 @@ class SeveralDigits(tfds.core.GeneratorBasedBuilder):
             moving = [(MOTIONS[rng.integers(len(MOTIONS))], int(image)) for image in drawn]
             clip = render(moving, chosen, images, rng=rng)
             yield i, {"clip": clip.tobytes(), "digits": np.unique(digits[drawn])}
+
+
+def _describe(
+    builder: tfds.core.GeneratorBasedBuilder, *, features: dict[str, Any], **metadata: Any
+) -> tfds.core.DatasetInfo:
+    """Returns the info of clips with these features and metadata."""
+    # Raw bytes in C order: a Tensor(uint8) is slow to read without TensorFlow.
+    clip = {"clip": tfds.features.Tensor(shape=(), dtype=np.object_)}
+    return builder.dataset_info_from_configs(
+        description=__doc__,
+        homepage="https://archive.ics.uci.edu/dataset/80",
+        features=tfds.features.FeaturesDict({**clip, **features}),
+        metadata=tfds.core.MetadataDict(clip_shape=[FRAMES, SIDE, SIDE, 1], **metadata, seed=SEED),
+    )
 
 
 @functools.cache

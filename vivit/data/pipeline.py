@@ -83,7 +83,8 @@ class ViewLoader:
             except ClipReadError as error:
                 failures[0] = number, FAILURES.index(error.kind)
         clip = np.zeros((self.settings.views.temporal, self.frames, *canvas, 3), np.uint8)
-        labels = self.split.task.unknown_labels(1)[0]
+        task = self.split.task
+        labels = task.encode(task.no_classes)
         return _example(clip, canvas, labels, 0, number, failures)
 
     def _load(self, number: int, canvas: tuple[int, int], failures: np.ndarray) -> dict[str, Any]:

@@ -45,15 +45,13 @@ def _moving_digits(**arguments) -> tfds.core.DatasetBuilder:
     return MovingDigits(**arguments)
 
 
-DATA_SETS: Registry[DataSet] = Registry("data set")
-
-
 def _several_digits(**arguments) -> tfds.core.DatasetBuilder:
     from vivit.data.moving_digits import SeveralDigits
 
     return SeveralDigits(**arguments)
 
 
+DATA_SETS: Registry[DataSet] = Registry("data set")
 DATA_SETS.add("moving_digits", DataSet(_moving_digits))
 DATA_SETS.add("several_digits", DataSet(_several_digits))
 

@@ -33,9 +33,6 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(["" if x is None else x for x in row] for row in rows)
-    values = {
-        k: {"names": v.names, "flip": v.flip, **({"several": True} if v.several else {})}
-        for k, v in manifest.classes.items()
-    }
+    values = {k: v.described() for k, v in manifest.classes.items()}
     write_json(classes_path(path), values)
     part.replace(path)

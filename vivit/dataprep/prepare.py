@@ -124,10 +124,7 @@ def run_locally(
 
 def _plan_json(plan: Plan) -> dict[str, Any]:
     clips = json.dumps([asdict(clip) for clip in plan.manifest.clips])
-    classes = {k: asdict(v) for k, v in plan.manifest.classes.items()}
-    for of_label in classes.values():
-        if not of_label["several"]:
-            del of_label["several"]  # so that what earlier versions began is recognised
+    classes = {k: v.described() for k, v in plan.manifest.classes.items()}
     spec = asdict(plan.spec)
     del spec["limits"]
     digest = hashlib.sha256((clips + json.dumps(classes)).encode()).hexdigest()

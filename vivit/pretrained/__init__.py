@@ -9,8 +9,9 @@ The names load their modules when they are first used, so that a run without pre
 imports none of them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vivit.lazy import lazy
 
 if TYPE_CHECKING:
     from vivit.pretrained.loader import SOURCES, Pretrained, load
@@ -27,9 +28,4 @@ _HOMES = {
     "export": "writers",
 }
 __all__ = ["SOURCES", "WRITERS", "Pretrained", "Report", "Row", "export", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"vivit.pretrained.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'vivit.pretrained' has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOMES)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -82,8 +81,8 @@ def load(
     model_config = _target(source, wanted)
     adapted = adapt(source, model_config, chosen, classes=kept, seed=seed)
     head = next((row for row in adapted.rows if row.parameter == "head/kernel"), None)
-    labels = source.labels if head is not None and head.origin else ()
-    groups = source.groups if labels or (head is not None and head.origin) else {}
+    has_head = head is not None and head.origin
+    labels, groups = (source.labels, source.groups) if has_head else ((), {})
     if kept is not None:
         labels, groups = tuple(labels[i] for i in kept) if labels else (), {}
     report = Report(
@@ -163,7 +162,7 @@ def kept_classes(
     source: SourceModel,
     head: str | tuple[str, ...],
     classes: int | None,
-    heads: Mapping[str, int] = MappingProxyType({}),
+    heads: Mapping[str, int],
 ) -> tuple[int, ...] | None:
     """Returns the classes, by number, that are kept of the source's head: those of a group
     ("nouns") or of names, or those of the groups of several heads; None where all are, and for
@@ -172,11 +171,11 @@ def kept_classes(
     Raises ValueError that lists the names that the file has.
     """
     if isinstance(head, str) and head in HEADS:
+        if not (source.groups and heads):
+            return None
         bias = np.empty(source.model_config["classes"])
         replaced = HEADS[head](bias, sum(heads.values())) is None
-        return (
-            _classes_of_heads(source, heads) if source.groups and heads and not replaced else None
-        )
+        return None if replaced else _classes_of_heads(source, heads)
     names = (head,) if isinstance(head, str) else head
     unknown = [name for name in names if name not in source.labels]
     if len(names) == 1 and names[0] in source.groups:

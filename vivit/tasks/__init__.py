@@ -3,8 +3,9 @@
 The names load JAX when they are first used, so that configs can be read without it.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vivit.lazy import lazy
 
 if TYPE_CHECKING:
     from vivit.tasks.classify import Classify
@@ -22,9 +23,4 @@ _HOMES = {
     "make_task": "make",
 }
 __all__ = ["TASKS", "Classify", "Head", "HeadScores", "MultiLabel", "Task", "make_task"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"vivit.tasks.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'vivit.tasks' has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOMES)

@@ -95,15 +95,16 @@ class ClassScores(HeadScores):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means over the clips, and the mean recall of the classes that have clips."""
-        hits = self.hits()
-        clips, found = np.bincount(self.targets), np.bincount(self.targets, hits)
+        """Means over the clips, and `whole_metrics`."""
+        hits = {"top1": self.hits(), "top5": self.hits(k=5)}
+        return {**{name: float(x.mean()) for name, x in hits.items()}, **self.whole_metrics}
+
+    @property
+    def whole_metrics(self) -> dict[str, float]:
+        """The mean recall of the classes that have clips."""
+        clips, found = np.bincount(self.targets), np.bincount(self.targets, self.hits())
         recalls = found[clips > 0] / clips[clips > 0]
-        return {
-            "top1": float(hits.mean()),
-            "top5": float(self.hits(k=5).mean()),
-            "mean_class_accuracy": float(recalls.mean()) if len(recalls) else float("nan"),
-        }
+        return {"mean_class_accuracy": float(recalls.mean()) if len(recalls) else float("nan")}
 
     def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
         return per_class(self.confusion, names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -90,6 +91,10 @@ class LabelScores(HeadScores):
 
     @property
     def metrics(self) -> dict[str, float]:
+        return {**self.whole_metrics, "top1": float(self.right.mean())}
+
+    @property
+    def whole_metrics(self) -> dict[str, float]:
         """mAP is the mean over the classes that a clip has; mAP_micro is of all pairs of a clip
         and a class as one ranking."""
         precisions = self.average_precisions
@@ -97,10 +102,9 @@ class LabelScores(HeadScores):
         return {
             "mAP": float(known.mean()) if len(known) else float("nan"),
             "mAP_micro": average_precision(self.targets.ravel(), self.logits.ravel()),
-            "top1": float(self.right.mean()),
         }
 
-    @property
+    @cached_property
     def average_precisions(self) -> Float[np.ndarray, " classes"]:
         """The average precision of each class; NaN for one that no clip has."""
         pairs = zip(self.targets.T, self.logits.T, strict=True)

@@ -56,6 +56,11 @@ class HeadScores(ABC):
     def metrics(self) -> dict[str, float]:
         """The metrics of all clips."""
 
+    @property
+    @abstractmethod
+    def whole_metrics(self) -> dict[str, float]:
+        """Those that are not means over clips, so that batches do not add up to them."""
+
     @abstractmethod
     def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Returns "class", "clips" and fractions of each class; None for those of no clips."""
@@ -135,13 +140,9 @@ class Task(ABC):
     def target(self, labels: Any, number: int) -> Any:
         """Returns the targets of the head of that number, of NumPy's or JAX's labels."""
 
-    def unknown_labels(self, clips: int) -> np.ndarray:
-        """Returns the labels of clips that have none: padding, and clips of unknown classes."""
-        return np.stack([self.encode(self.no_classes)] * clips)
-
     @property
     def no_classes(self) -> dict[str, Any]:
-        """What is encoded of a clip that has no labels."""
+        """What is encoded of a clip that has no labels: padding, and clips of unknown classes."""
         return {head.label: () if self.several else 0 for head in self.heads}
 
     # One head.
