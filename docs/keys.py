@@ -31,6 +31,7 @@ from vivit.pretrained import SOURCES
 from vivit.pretrained.choices import CLASS_TOKENS, HEADS, INFLATIONS, TIME_ATTENTIONS
 from vivit.pretrained.resize import RESIZES
 from vivit.pretrained.settings import InitSettings
+from vivit.ramps import RAMPS
 from vivit.registry import Registry
 from vivit.schema import meanings
 from vivit.settings import Config, OptimSettings, ParallelSettings, TrainSettings
@@ -87,6 +88,7 @@ REGISTRIES: dict[
     "OPERATIONS": (OPERATIONS, "drawn by augment.operations"),
     "OPTIMIZERS": (OPTIMIZERS, "optim.name"),
     "SCHEDULES": (SCHEDULES, "optim.schedule"),
+    "RAMPS": (RAMPS, "train.ramps"),
     "TASKS": (TASKS, "task.name"),
     "MODES": (MODES, "parallel.mode"),
 }

@@ -36,6 +36,7 @@ FLOORS = {
     "vivit.objective": 1,
     "vivit.optim": 1,
     "vivit.optimizers": 1,
+    "vivit.ramps": 1,
     "vivit.schedules": 1,
     "vivit.tasks": 1,
     "vivit.checkpoint": 2,

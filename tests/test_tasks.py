@@ -173,7 +173,7 @@ def test_flipped_clips_have_mirrored_labels(task, labels):
         "indices": jnp.arange(6, dtype=jnp.uint32),
         "extents": jnp.full((6, 2), 8),
     }
-    out = augment(batch, jax.random.key(0))
+    out = augment(batch, jax.random.key(0), {})
     flipped = np.asarray(out["clips"])[:, 0, 0, -1, 0] > 0
     assert 0 < flipped.sum() < 6
     mirrored = np.asarray(task.mirrored(batch["labels"], split.flip_labels))

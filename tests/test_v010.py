@@ -180,7 +180,7 @@ def batch_numbers(case):
     for step in (1, 2):
         batch = next(batches)
         keep(f"train {step}", batch)
-        keep(f"augmented {step}", jax.jit(augment)(batch, jax.random.key(step)))
+        keep(f"augmented {step}", jax.jit(augment)(batch, jax.random.key(step), {}))
     batches.close()
     predict = make_views(settings.views, held_out, tuple(size))
     see = jax.jit(lambda clips, extents: predict(measure.see, clips, extents))

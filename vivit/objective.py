@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from vivit.axes import Labels, Logits
+from vivit.ramps import Strength
 
 Valid = Float[Array, " B"]  # 1 for a clip, 0 for padding
 Scalar = Num[Array | np.ndarray, ""]
@@ -13,7 +14,7 @@ Sums = dict[str, tuple[Scalar, Scalar]]
 
 
 def cross_entropy(
-    logits: Logits, labels: Labels, *, label_smoothing: float = 0.0
+    logits: Logits, labels: Labels, *, label_smoothing: Strength = 0.0
 ) -> Float[Array, " B"]:
     """Returns the softmax cross-entropy of each clip, in nats.
 
@@ -35,7 +36,7 @@ def top_k_hits(logits: Logits, labels: Labels, *, k: int) -> Float[Array, " B"]:
 
 
 def sigmoid_cross_entropy(
-    logits: Logits, targets: Num[Array, "B classes"], *, label_smoothing: float = 0.0
+    logits: Logits, targets: Num[Array, "B classes"], *, label_smoothing: Strength = 0.0
 ) -> Float[Array, " B"]:
     """Returns the binary cross-entropy of each clip, summed over the classes, in nats.
 

@@ -81,7 +81,7 @@ def small_data(settings: DataSettings, shrunk: float, *, batch_size: int) -> Dat
         views = replace(views, short_side=math.ceil(views.short_side * shrunk))
     if canvas:
         canvas = (math.ceil(canvas[0] * shrunk), math.ceil(canvas[1] * shrunk))
-    small = {"views": views, "canvas": canvas, "short_side": None}
+    small = {"train_clips": 0, "views": views, "canvas": canvas, "short_side": None}
     return replace(settings, workers=0, batch_size=batch_size, **small)
 
 

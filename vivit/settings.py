@@ -6,11 +6,12 @@ from them.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vivit.data.settings import AugmentSettings, DataSettings
 from vivit.mesh import FSDP, TENSOR
-from vivit.model.settings import ModelSettings
+from vivit.model.settings import RATES, ModelSettings
 from vivit.pretrained.settings import InitSettings
 from vivit.tasks.settings import TaskSettings
 
@@ -83,6 +84,10 @@ class TrainSettings:
         batch and the memory of one part.
     label_smoothing: share of the target that is spread over all classes; 1512.00567, section 7.
         Of a multi-label task, over whether a clip has a class or not.
+    ramps: strength -> a name of RAMPS with its options, for strengths of regularisers that change
+        over the training: {"drop_path": "falling(until=0.5)"}. drop_path, dropout and
+        attention_dropout of the model, mixup, cutmix, erase, grey, colour_jitter and magnitude of
+        `augment`, and label_smoothing; each is multiplied by its ramp.
     average_decay: of an exponential moving average of the parameters, which evaluation then uses;
         None for none.
     """
@@ -95,6 +100,7 @@ class TrainSettings:
     keep_checkpoints: int = 2
     accumulate: int = 1
     label_smoothing: float = 0.0
+    ramps: Mapping[str, str] = field(default_factory=dict)
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -163,7 +169,7 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     optim: OptimSettings = OptimSettings()
-    train: TrainSettings = TrainSettings()
+    train: TrainSettings = field(default_factory=TrainSettings)
     parallel: ParallelSettings = ParallelSettings()
 
     def __post_init__(self) -> None:
@@ -180,6 +186,18 @@ class Config:
                 f"task.heads needs model.classes={sum(heads.values())}, the sum of its heads, not "
                 f"{self.model.classes}"
             )
+
+        strengths = {
+            **{name: getattr(self.model, name) for name in RATES},
+            **self.augment.strengths,
+            "label_smoothing": self.train.label_smoothing,
+        }
+        for name in self.train.ramps:
+            if name not in strengths:
+                known = ", ".join(sorted(strengths))
+                raise ValueError(f"train.ramps: no strength {name!r}; known: {known}")
+            if not strengths[name]:
+                raise ValueError(f"train.ramps: {name} is 0 or changes nothing, so it has no ramp")
 
     @property
     def heads(self) -> dict[str, int]:

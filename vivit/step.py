@@ -12,7 +12,9 @@ import optax
 
 from vivit.axes import Logits
 from vivit.model import ViViT
+from vivit.model.settings import RATES
 from vivit.parallel import place_on
+from vivit.ramps import Factors, make_ramps
 from vivit.settings import TrainSettings
 from vivit.tasks import Task
 
@@ -85,21 +87,24 @@ def make_train_step(
 ) -> Step:
     """Returns step(state, batch, *, axis_name=None) -> (state, metric sums).
 
-    augment: (batch, key) -> a batch with clips of the model's size; see vivit.data.augment.
+    augment: (batch, key, factors of its strengths) -> a batch with clips of the model's size; see
+        vivit.data.augment.
 
     Under jit the batch is the global one. Under pmap it is a device's part and `axis_name` is the
     devices' axis: gradients and metrics are summed over it, and each device draws its own
     dropout. The loss is the mean over all valid clips of all devices, and of all parts of the batch
     if settings.accumulate has several.
     """
-    apply = cast(Callable[..., Logits], model.apply)
-    losses_of = partial(task.losses, label_smoothing=settings.label_smoothing)
+    ramps = make_ramps(settings.ramps, steps=settings.steps)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
         total = partial(jax.lax.psum, axis_name=axis_name) if axis_name else lambda x: x
         key = jax.random.wrap_key_data(state.rng)
+        factors = ramps(state.step)
         if augment is not None:
-            batch = augment(batch, jax.random.fold_in(key, AUGMENTATION))
+            batch = augment(batch, jax.random.fold_in(key, AUGMENTATION), factors)
+        apply = cast(Callable[..., Logits], _at_strength(model, factors).apply)
+        smoothing = settings.label_smoothing * factors.get("label_smoothing", 1)
         rng = jax.random.fold_in(key, state.step)
         if axis_name:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
@@ -107,12 +112,14 @@ def make_train_step(
 
         def loss(params, part, rng):
             logits = apply({"params": params}, part["clips"], rngs={"dropout": rng})
-            sums = task.sums(losses_of(logits, part), logits, part)
+            losses = task.losses(logits, part, label_smoothing=smoothing)
+            sums = task.sums(losses, logits, part)
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
         gradient = partial(jax.grad(loss, has_aux=True), state.params)
         grads, sums = total(accumulated(gradient, batch, rng, parts=settings.accumulate))
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
+        sums |= {f"{name}_ramp": (factor, jnp.ones(())) for name, factor in factors.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged: Any = state.averaged
@@ -123,6 +130,12 @@ def make_train_step(
         ), sums
 
     return step
+
+
+def _at_strength(model: ViViT, factors: Factors) -> ViViT:
+    """Returns the model with its rates of dropout and drop path times their factors."""
+    rates = {name: getattr(model.config, name) * factors[name] for name in RATES if name in factors}
+    return model.clone(config=replace(model.config, **rates)) if rates else model
 
 
 def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: int) -> Any:

@@ -89,6 +89,7 @@ def train(
         frames, height, width = config.model.clip
         task = make_task(config.task.name, config.heads)
         train_split, held_out = (open_split(config.data, name, task) for name in config.data.splits)
+        train_split = train_split.some(config.data.train_clips)
         for split in (train_split, held_out):
             check_split(split, config.model, config.data)
         size = config.data.batch_size

@@ -184,10 +184,10 @@ def batch_of(count, seed=0, extent=(40, 60)):
     }
 
 
-def run(config, batch, split=None, size=(32, 32), key=7):
+def run(config, batch, split=None, size=(32, 32), key=7, factors=None):
     settings = AugmentSettings(**config)
     augment = make_augmentation(settings, split_of() if split is None else split, size)
-    return jax.jit(augment)(batch, jax.random.key(key))
+    return jax.jit(augment)(batch, jax.random.key(key), factors or {})
 
 
 def test_the_result_is_as_the_model_takes_it():
@@ -358,3 +358,21 @@ def test_a_registered_operation_is_drawn(clip, monkeypatch):
     draw = jax.jit(lambda key: randaugment.randaugment(clips, key, count=1, magnitude=0.0))
     drawn = [not draw(key).any() for key in jax.random.split(jax.random.key(0), 30)]
     assert 3 < sum(drawn) < 20
+
+
+STRONG = {
+    "operations": 2, "magnitude": 12.0, "brightness": 0.4, "colour_jitter": 0.8, "grey": 0.6,
+    "erase": 0.8, "mixup": 0.8, "cutmix": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
+def test_strengths_at_a_factor_are_those_of_settings_with_these_strengths(factor):
+    batch = batch_of(8)
+    names = AugmentSettings(**STRONG).strengths
+    ramped = run(STRONG, batch, factors=dict.fromkeys(names, jnp.float32(factor)))
+    expected = run(STRONG | {name: factor * STRONG[name] for name in names}, batch)
+    if not factor:
+        expected["label_weight"] = jnp.ones(8)  # nothing was mixed
+    np.testing.assert_array_equal(ramped["clips"], expected["clips"])
+    np.testing.assert_array_equal(ramped["label_weight"], expected["label_weight"])

@@ -51,6 +51,26 @@ def test_every_epoch_has_every_clip_once_in_a_new_order(train_split):
     assert prints[0] != prints[1]
 
 
+def test_some_clips_of_a_split_are_always_the_same_ones(train_split):
+    few, more = train_split.some(8), train_split.some(20)
+    ids = [{split.reader.id(i) for i in range(len(split))} for split in (few, more, train_split)]
+    assert [len(x) for x in ids] == [8, 20, 32]
+    assert ids[0] < ids[1] < ids[2]
+    assert ids[0] != {train_split.reader.id(i) for i in range(8)}
+    assert train_split.some(0) is train_split
+    for i in range(8):
+        number = few.reader.numbers[i]
+        assert few.labels_of(i) == train_split.labels_of(number)
+        assert few.reader.name(i) == train_split.reader.name(number)
+    epochs = take(few, 2)
+    prints = [sorted(clip.tobytes() for clip in batch["clips"]) for batch in epochs]
+    assert prints[0] == prints[1]
+    whole = [clip.tobytes() for batch in take(train_split, 4) for clip in batch["clips"]]
+    assert set(prints[0]) < set(whole)
+    with pytest.raises(ValueError, match=r"train_clips=33, but split 'train' .* has 32 clips"):
+        train_split.some(33)
+
+
 def test_processes_share_a_batch(train_split):
     whole = take(train_split, 3)[2]
     parts = [take(train_split, 1, start=2, process=p, processes=2)[0] for p in (0, 1)]

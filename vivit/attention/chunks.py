@@ -14,7 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from vivit.attention.dropout import KeyData, WeightDropout, dropout_factors
+from vivit.attention.dropout import WeightDropout, dropout_factors
 from vivit.attention.kernels import Bias, Keys, Mask, Mixed, Queries, Values, kernel
 
 FoldedQueries: TypeAlias = Float[Array, "z g r k"]
@@ -26,11 +26,12 @@ FoldedMixed: TypeAlias = Float[Array, "z g r c"]
 RowValues: TypeAlias = Float[Array, "z g r 1"]  # one number per query, as its log-sum-exp
 Attended: TypeAlias = tuple[FoldedMixed, RowValues]
 Inputs: TypeAlias = tuple[
-    FoldedQueries, FoldedKeys, FoldedValues, FoldedBias | None, FoldedMask | None, KeyData | None
-]
+    FoldedQueries, FoldedKeys, FoldedValues,
+    FoldedBias | None, FoldedMask | None, WeightDropout | None,
+]  # fmt: skip
 PaddedInputs: TypeAlias = tuple[  # the same with rows R and keys M padded to whole blocks
     Float[Array, "z g R k"], Float[Array, "z g M k"], Float[Array, "z g M c"],
-    Float[Array, "#z #g #R M"] | None, Bool[Array, "#z #g #R M"] | None, KeyData | None,
+    Float[Array, "#z #g #R M"] | None, Bool[Array, "#z #g #R M"] | None, WeightDropout | None,
 ]  # fmt: skip
 Gradients: TypeAlias = tuple[FoldedQueries, FoldedKeys, FoldedValues, FoldedBias | None]
 
@@ -68,7 +69,6 @@ class Blocks(NamedTuple):
     n: int
     m: int
     soft_cap: float | None
-    rate: float
     dtype: np.dtype
 
 
@@ -92,9 +92,8 @@ def chunked(
 
     chunk: the length of the longest block, in a config "chunked(256)". Blocks are equal.
     """
-    rate = dropout.rate if dropout else 0.0
-    inputs = fold(q, k, v, bias=bias, mask=mask, key_data=dropout.key_data if dropout else None)
-    blocks = make_blocks(*inputs[:2], chunk=chunk, soft_cap=soft_cap, rate=rate, dtype=v.dtype)
+    inputs = fold(q, k, v, bias=bias, mask=mask, dropout=dropout)
+    blocks = make_blocks(*inputs[:2], chunk=chunk, soft_cap=soft_cap, dtype=v.dtype)
     attended: Attended = attend(pad(inputs, blocks), blocks)  # custom_vjp has no return type
     return unfold(attended[0][:, :, : blocks.n], q)
 
@@ -106,11 +105,10 @@ def make_blocks(
     chunk: int,
     soft_cap: float | None,
     dtype: np.dtype,
-    rate: float = 0.0,
 ) -> Blocks:
     """Returns the blocks for folded queries and keys, each of at most `chunk` rows and columns."""
     n, m = q.shape[2], k.shape[2]
-    return Blocks(block_size(n, chunk), block_size(m, chunk), n, m, soft_cap, rate, dtype)
+    return Blocks(block_size(n, chunk), block_size(m, chunk), n, m, soft_cap, dtype)
 
 
 def fold(
@@ -120,12 +118,12 @@ def fold(
     *,
     bias: Bias | None,
     mask: Mask | None,
-    key_data: KeyData | None,
+    dropout: WeightDropout | None,
 ) -> Inputs:
     """Returns folded arrays; queries of one key head are further rows of its set."""
     m, g = k.shape[-3:-1]
     bias, mask = (None if x is None else fold_pairs(x, q, g=g, m=m) for x in (bias, mask))
-    return fold_queries(q, g), heads_first(k), heads_first(v), bias, mask, key_data
+    return fold_queries(q, g), heads_first(k), heads_first(v), bias, mask, dropout
 
 
 def fold_queries(q: Queries, g: int) -> FoldedQueries:
@@ -177,14 +175,14 @@ def block_size(length: int, chunk: int) -> int:
 
 def pad(inputs: Inputs, blocks: Blocks) -> PaddedInputs:
     """Returns the inputs with rows and columns padded to whole blocks."""
-    q, k, v, *pairs, key_data = inputs
+    q, k, v, *pairs, dropout = inputs
     more_rows, more_columns = -blocks.n % blocks.rows, -blocks.m % blocks.columns
     bias, mask = (
         None if x is None else _pad(_pad(x, 3, more_columns), 2, more_rows * (x.shape[2] > 1))
         for x in pairs
     )
     k, v = (_pad(x, 2, more_columns) for x in (k, v))
-    return _pad(q, 2, more_rows), k, v, bias, mask, key_data
+    return _pad(q, 2, more_rows), k, v, bias, mask, dropout
 
 
 def _pad(x: Shaped[Array, "z g _ _"], axis: int, more: int) -> Shaped[Array, "z g _ _"]:
@@ -240,16 +238,16 @@ def _score(
 
 
 def _factors(
-    scores: Scores, key_data: KeyData | None, i: Index, j: Index, blocks: Blocks
+    scores: Scores, dropout: WeightDropout | None, i: Index, j: Index, blocks: Blocks
 ) -> Scores | None:
     """Returns the factors of dropout for the weights of block (i, j), None without dropout."""
-    if key_data is None or not blocks.rate:
+    if dropout is None:
         return None
     z, g = scores.shape[:2]
     first = jnp.arange(z * g, dtype=jnp.uint32).reshape(z, g, 1, 1) * blocks.n
     rows = first + (i * blocks.rows + jnp.arange(blocks.rows)).astype(jnp.uint32)[:, None]
     columns = (j * blocks.columns + jnp.arange(blocks.columns)).astype(jnp.uint32)
-    return dropout_factors(WeightDropout(blocks.rate, key_data), rows, columns)
+    return dropout_factors(dropout, rows, columns)
 
 
 def _times(weights: Scores, factors: Scores | None) -> Scores:
@@ -277,7 +275,7 @@ def attend(inputs: Inputs, blocks: Blocks) -> Attended:
 
 
 def _forward(inputs: Inputs, blocks: Blocks) -> tuple[Attended, Residuals]:
-    q, k, v, bias, mask, key_data = inputs
+    q, k, v, bias, mask, dropout = inputs
     z, g, n, _ = q.shape
     m, c = v.shape[2:]
     # Online softmax starts from a finite value: a row that sees nothing yet stays at zero weights.
@@ -292,7 +290,7 @@ def _forward(inputs: Inputs, blocks: Blocks) -> tuple[Attended, Residuals]:
             new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
             total = total * shrink + weights.sum(axis=-1, keepdims=True)
-            factors = _factors(weights, key_data, i, j, blocks)
+            factors = _factors(weights, dropout, i, j, blocks)
             weights, v_block = _times(weights, factors).astype(v.dtype), _columns(v, j, blocks)
             mixed = mixed * shrink + _product("zgnm,zgmc->zgnc", weights, v_block)
             return new_top, total, mixed
@@ -340,7 +338,7 @@ def gradients(
     d_mixed = 0 and row_sum = 0, so it adds nothing to any of them where its weights are finite:
     its log-sum-exp is that of its scores, or infinite.
     """
-    q, k, v, bias, mask, key_data = inputs
+    q, k, v, bias, mask, dropout = inputs
     scale = q.shape[-1] ** -0.5
     # exp(score - log_sum) must be 0 where a query sees nothing: its scores are all -inf.
     log_sum = jnp.where(jnp.isneginf(log_sum), 0, log_sum)
@@ -355,7 +353,7 @@ def gradients(
             scores, slope = _score(q_block, k_block, bias, mask, i, j, blocks)
             weights = jnp.exp(scores - _rows(log_sum, i, blocks))
             d_weights = _product("zgnc,zgmc->zgnm", d_mixed_block, v_block)
-            factors = _factors(weights, key_data, i, j, blocks)
+            factors = _factors(weights, dropout, i, j, blocks)
             kept, d_weights = _times(weights, factors), _times(d_weights, factors)
             d_v_block += _product("zgnc,zgnm->zgcm", d_mixed_block, kept.astype(v.dtype))
             d_scores = weights * (d_weights - _rows(row_sum, i, blocks))

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, Key, UInt32
 
+from vivit.ramps import Strength
+
 KeyData = UInt32[Array, "2"]  # the two words of a threefry key
 
 
 class WeightDropout(NamedTuple):
     """rate: the probability that a weight is dropped. key_data: of a random key."""
 
-    rate: float
+    rate: Strength
     key_data: KeyData
 
 
-def weight_dropout(rate: float, key: Key[Array, ""] | UInt32[Array, " words"]) -> WeightDropout:
+def weight_dropout(rate: Strength, key: Key[Array, ""] | UInt32[Array, " words"]) -> WeightDropout:
     """Returns the dropout that a random key of any implementation gives."""
     return WeightDropout(rate, jax.random.key_data(key).reshape(-1)[:2].astype(jnp.uint32))
 

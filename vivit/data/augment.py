@@ -17,6 +17,7 @@ from vivit.data.colour import Frames
 from vivit.data.geometry import needs_no_resize, resample, to_uint8
 from vivit.data.settings import AugmentSettings
 from vivit.data.split import Split
+from vivit.ramps import Factors, Strength, is_off
 from vivit.registry import OptionRegistry, Options
 
 Batch = dict[str, Array]
@@ -43,8 +44,10 @@ def make_augmentation(
     size: tuple[int, int],
     *,
     canvas: tuple[int, int] | None = None,
-) -> Callable[[Batch, Array], Batch]:
-    """Returns (batch on the device, key) -> batch with uint8 clips of `size`.
+) -> Callable[[Batch, Array, Factors], Batch]:
+    """Returns (batch on the device, key, factors) -> batch with uint8 clips of `size`.
+
+    factors: of the strengths that `train.ramps` changes; one that it lacks is as `settings` say.
 
     Mixed clips have the labels of the other clip, `other_labels`, and the weight of the first
     label, `label_weight`. canvas: that of the batches, if it is not the one that holds every frame.
@@ -55,9 +58,8 @@ def make_augmentation(
     needs_crop = bool(settings.short_side) or not needs_no_resize(
         canvas or split.largest, split.smallest, size
     )
-    steps = _steps(settings)
 
-    def one(key: Array, clip: Array, extent: Array) -> tuple[Array, Array]:
+    def one(steps, key: Array, clip: Array, extent: Array) -> tuple[Array, Array]:
         keys = jax.random.split(key, 6)
         flip = jax.random.bernoulli(keys[1], settings.flip)
         if needs_crop:
@@ -69,9 +71,11 @@ def make_augmentation(
             clip = step(keys[number] if number < 6 else jax.random.fold_in(key, number), clip)
         return clip, flip
 
-    def augment(batch: Batch, key: Array) -> Batch:
+    def augment(batch: Batch, key: Array, factors: Factors) -> Batch:
+        strength = lambda name: getattr(settings, name) * factors.get(name, 1)
+        steps = _steps(settings, strength)
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["indices"])
-        clips, flipped = jax.vmap(one)(keys, batch["clips"], batch["extents"])
+        clips, flipped = jax.vmap(partial(one, steps))(keys, batch["clips"], batch["extents"])
         labels = batch["labels"]
         mirrored = split.task.mirrored(labels, split.flip_labels)
         flipped = flipped.reshape(-1, *[1] * (labels.ndim - 1))
@@ -79,7 +83,8 @@ def make_augmentation(
         batch = {**batch, "labels": labels}
         if settings.mixup or settings.cutmix:
             # The draws of a pair are its first clip's, so that both agree.
-            clips, batch = mix(clips, batch, keys, mixup=settings.mixup, cutmix=settings.cutmix)
+            alphas = {"mixup": strength("mixup"), "cutmix": strength("cutmix")}
+            clips, batch = mix(clips, batch, keys, **alphas)
         return {**batch, "clips": to_uint8(clips)}
 
     return augment
@@ -107,18 +112,21 @@ def _check(settings: AugmentSettings, split: Split, size: tuple[int, int]) -> No
         )
 
 
-def _steps(settings: AugmentSettings) -> dict[int, Callable[[Array, Array], Array]]:
+def _steps(
+    settings: AugmentSettings, strength: Callable[[str], Strength]
+) -> dict[int, Callable[[Array, Array], Array]]:
     """Returns the steps after the crop, in their order, by the number of the key that each uses.
 
     Keys 0 and 1 are those of the crop and the flip, and 6 is that of mixup and cutmix.
     """
     s = settings
     jitter = {name: getattr(s, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    probability = lambda name: {"probability": strength(name)}
     switches = (
-        (s.operations, "randaugment", {"count": s.operations, "magnitude": s.magnitude}),
-        (any(jitter.values()), "colour_jitter", {**jitter, "probability": s.colour_jitter}),
-        (s.grey, "grey", {"probability": s.grey}),
-        (s.erase, "erase", {"probability": s.erase}),
+        (s.operations, "randaugment", {"count": s.operations, "magnitude": strength("magnitude")}),
+        (any(jitter.values()), "colour_jitter", jitter | probability("colour_jitter")),
+        (s.grey, "grey", probability("grey")),
+        (s.erase, "erase", probability("erase")),
     )
     steps = {
         number: partial(AUGMENTATIONS[name].apply, **options)
@@ -149,7 +157,7 @@ def _box(
     return (start if settings.short_side else jnp.round(start)), scale
 
 
-def _random_operations(key: Array, clip: Frames, *, count: int, magnitude: float) -> Frames:
+def _random_operations(key: Array, clip: Frames, *, count: int, magnitude: Strength) -> Frames:
     from vivit.data.randaugment import randaugment  # most configs do without its operations
 
     return randaugment(clip, key, count=count, magnitude=magnitude / 10)
@@ -163,7 +171,7 @@ def colour_jitter(
     contrast: float,
     saturation: float,
     hue: float,
-    probability: float,
+    probability: Strength,
 ) -> Frames:
     """Returns the clip with other brightness, contrast, saturation and hue, in this order."""
     used, *keys = jax.random.split(key, 5)
@@ -176,12 +184,12 @@ def colour_jitter(
     return jnp.where(jax.random.bernoulli(used, probability), out, clip)
 
 
-def grey(key: Array, clip: Frames, *, probability: float) -> Frames:
+def grey(key: Array, clip: Frames, *, probability: Strength) -> Frames:
     """Returns the clip in grey, with this probability."""
     return jnp.where(jax.random.bernoulli(key, probability), colour.grey(clip), clip)
 
 
-def erase(key: Array, clip: Frames, *, probability: float) -> Frames:
+def erase(key: Array, clip: Frames, *, probability: Strength) -> Frames:
     """Returns the clip with noise in a box of 2 to 33 % of the frame; 1708.04896, section 3."""
     _, height, width, _ = clip.shape
     used, area, ratio, place, noise = jax.random.split(key, 5)
@@ -220,8 +228,14 @@ def in_box(key: Array, box: Array, height: int, width: int) -> Array:
     return (rows >= y) & (rows < y + box[0]) & (columns >= x) & (columns < x + box[1])
 
 
+def _share_kept(key: Array, alpha: Strength) -> Array:
+    """Returns a draw of Beta(alpha, alpha), or 1 where alpha is 0."""
+    positive = jnp.maximum(jnp.float32(alpha), 1e-3)
+    return jnp.where(jnp.asarray(alpha) > 0, jax.random.beta(key, positive, positive), 1.0)
+
+
 def mix(
-    clips: Array, batch: Batch, keys: Array, *, mixup: float, cutmix: float
+    clips: Array, batch: Batch, keys: Array, *, mixup: Strength, cutmix: Strength
 ) -> tuple[Array, Batch]:
     """Returns each clip mixed with its neighbour in the batch: 0 with 1, 2 with 3, and so on."""
     count, _, height, width, _ = clips.shape
@@ -235,9 +249,10 @@ def mix(
 
     def one(key, clip, other):
         which, weight_key, place = jax.random.split(key, 3)
-        cut = jax.random.bernoulli(which, 0.5) if mixup and cutmix else bool(cutmix)
-        blended = jax.random.beta(weight_key, mixup or 1.0, mixup or 1.0)
-        kept = jax.random.beta(weight_key, cutmix or 1.0, cutmix or 1.0)
+        cut = not is_off(cutmix)
+        if cut and not is_off(mixup):
+            cut = jax.random.bernoulli(which, 0.5)
+        blended, kept = _share_kept(weight_key, mixup), _share_kept(weight_key, cutmix)
         box = jnp.round(jnp.sqrt(1 - kept) * jnp.array([height, width]))
         inside = in_box(place, box, height, width)
         weight = jnp.where(cut, 1 - inside.mean(), blended)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vivit.data import colour
 from vivit.data.colour import Frames, Scalar
+from vivit.ramps import Strength
 from vivit.registry import Registry
 
 FILL = 128.0  # what comes in from beyond the edge
@@ -112,7 +113,7 @@ def apply(name: str, clip: Frames, magnitude: Scalar, sign: Scalar) -> Frames:
     return operation.apply(clip, argument)
 
 
-def randaugment(clip: Frames, key: Array, *, count: int, magnitude: float) -> Frames:
+def randaugment(clip: Frames, key: Array, *, count: int, magnitude: Strength) -> Frames:
     """Returns the clip after `count` operations drawn with equal chance; magnitude: see `apply`."""
     size, strength = clip.shape[1:3], jnp.float32(magnitude)
     operations = [OPERATIONS[name] for name in OPERATIONS]

@@ -83,6 +83,8 @@ class DataSettings:
     name: a prepared data set below `root`, or a manifest (.csv, .parquet) of files below `root`.
     label: the one to train on; "" where task.heads names several.
     splits: those to train on and to validate on.
+    train_clips: how many clips of the split to train on, drawn at random, the same ones for every
+        seed; 0 for all.
     batch_size: clips of all processes. threads: of a process that load clips.
     repeats: how often each clip of a training batch is in it, with frames and augmentation of its
         own each time (1901.09335).
@@ -103,6 +105,7 @@ class DataSettings:
     root: str = "data"
     label: str = "motion"
     splits: tuple[str, ...] = ("train", "validation")
+    train_clips: int = 0
     batch_size: int = 64
     repeats: int = 1
     threads: int = 2
@@ -135,8 +138,9 @@ class DataSettings:
                 f"data.repeats={self.repeats} does not divide data.batch_size={self.batch_size} "
                 "into several clips"
             )
-        if self.workers < 0:
-            problems.append(f"data.workers={self.workers} is below 0")
+        for name in ("workers", "train_clips"):
+            if getattr(self, name) < 0:
+                problems.append(f"data.{name}={getattr(self, name)} is below 0")
         if len(self.splits) < 2:
             problems.append(f"data.splits={self.splits} must be two: to train and to validate on")
         if problems:
@@ -181,6 +185,16 @@ class AugmentSettings:
     mixup: float = 0.0
     cutmix: float = 0.0
     extra: tuple[str, ...] = ()
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """What `train.ramps` may change, each 0 where it changes no clip."""
+        jitters = self.brightness, self.contrast, self.saturation, self.hue
+        return {
+            "colour_jitter": self.colour_jitter if any(jitters) else 0.0,
+            "magnitude": self.magnitude if self.operations else 0.0,
+            **{name: getattr(self, name) for name in ("grey", "erase", "mixup", "cutmix")},
+        }
 
     def __post_init__(self) -> None:
         problems = []

@@ -1,8 +1,10 @@
 """One split of a data set, whatever its clips are stored in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from vivit.data.classes import Classes
 from vivit.data.video import VideoReader
@@ -20,6 +22,29 @@ class ClipReader(Protocol):
     def label(self, i: int, label: str) -> Any: ...  # class or classes, without opening the video
     def name(self, i: int) -> str: ...  # what messages call it
     def id(self, i: int) -> str: ...  # by which other tools know it
+
+
+@dataclass(frozen=True)
+class SomeClips:
+    """Some of the clips of a reader, which keep their names; numbers: theirs in the reader."""
+
+    reader: ClipReader
+    numbers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def open(self, i: int) -> VideoReader:
+        return self.reader.open(self.numbers[i])
+
+    def label(self, i: int, label: str) -> Any:
+        return self.reader.label(self.numbers[i], label)
+
+    def name(self, i: int) -> str:
+        return self.reader.name(self.numbers[i])
+
+    def id(self, i: int) -> str:
+        return self.reader.id(self.numbers[i])
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,19 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    def some(self, clips: int) -> "Split":
+        """Returns the split with so many of its clips, drawn at random, always the same ones; all
+        of them for 0. Fewer clips are some of those of more. ValueError if the split has fewer."""
+        if not clips:
+            return self
+        if clips > len(self):
+            raise ValueError(
+                f"data.train_clips={clips}, but split {self.split!r} of {self.name} has "
+                f"{len(self)} clips; set 0 for all"
+            )
+        drawn = np.random.default_rng(0).permutation(len(self))[:clips]
+        return replace(self, reader=SomeClips(self.reader, tuple(sorted(drawn.tolist()))))
 
     @property
     def class_names(self) -> tuple[str, ...]:

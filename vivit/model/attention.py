@@ -17,6 +17,7 @@ from vivit.axes import Grid, KeyGrid
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.layout import Layout
+from vivit.ramps import is_off
 
 # The collection of activations that vivit.analysis reads: queries and keys of every attention, what
 # a stage pools, and where reduced tokens came from. Without it nothing is kept.
@@ -100,7 +101,7 @@ class SelfAttention(nn.Module):
     def _mix(self, q, k, v, context: dict[str, Any]) -> Float[Array, "B T S h c"]:
         attend = make_attend(self.config.kernel, self.config.soft_cap)
         rate = self.config.attention_dropout
-        if not rate or not self.has_rng("dropout"):
+        if is_off(rate) or not self.has_rng("dropout"):
             return self.pattern(q, k, v, attend, **context)
         key, calls = self.make_rng("dropout"), itertools.count()
 

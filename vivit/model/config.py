@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these modules define the entries, and take a config themsel
     from vivit.model.block import BlockKind
     from vivit.model.embed import Embedding, PositionEmbedding
     from vivit.model.readout import Readout
+    from vivit.ramps import Strength
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class ModelConfig:
     activation: Callable[..., Any]
     pre_norm: bool
     norm_epsilon: float
-    drop_path: float
-    dropout: float
-    attention_dropout: float
+    drop_path: Strength
+    dropout: Strength
+    attention_dropout: Strength
     dtype: str
     scan: bool
     remat: Callable[..., Any]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vivit.axes import Grid
 from vivit.mesh import SEQUENCE
+from vivit.ramps import Strength, is_off
 from vivit.registry import Registry
 
 
@@ -62,11 +63,11 @@ class DropPath(nn.Module):
     Stochastic depth (1603.09382) as timm's drop path; Scenic's is not rescaled.
     """
 
-    rate: float
+    rate: Strength
 
     @nn.compact
     def __call__(self, x: Grid, depth_fraction: float | Float[Array, ""] = 1.0) -> Grid:
-        if self.rate == 0 or not self.has_rng("dropout"):
+        if is_off(self.rate) or not self.has_rng("dropout"):
             return x
         keep = 1 - self.rate * depth_fraction
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -75,13 +76,25 @@ class DropPath(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout of single values, active where there is a "dropout" rng."""
+    """Dropout of single values, active where there is a "dropout" rng; the others are rescaled."""
 
-    rate: float
+    rate: Strength
 
     @nn.compact
     def __call__(self, x: Grid) -> Grid:
-        return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
+        if is_off(self.rate) or not self.has_rng("dropout"):
+            return x
+        return _Drop(self.rate, name="Dropout_0")(x)  # by this name runs draw as they always did
+
+
+class _Drop(nn.Module):
+    rate: Strength
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Grid:
+        keep = 1 - self.rate
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
 ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry("activation")
@@ -108,7 +121,7 @@ class Mlp(nn.Module):
 
     hidden: int
     activation: Callable[[Array], Array]
-    dropout: float
+    dropout: Strength
     dtype: str
     features: int = 0
 

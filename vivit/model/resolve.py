@@ -18,6 +18,7 @@ from vivit.model.layout import Layout
 from vivit.model.readout import KEEP_GRID, READOUTS
 from vivit.model.settings import (
     FAMILIES,
+    RATES,
     SIZES,
     Family,
     ModelSettings,
@@ -120,7 +121,7 @@ def _check_shapes(model: ModelSettings) -> None:
         raise ValueError(f"registers={model.registers} must be 0 or more")
     if model.soft_cap is not None and model.soft_cap <= 0:
         raise ValueError(f"soft_cap={model.soft_cap} must be above 0, or None for no cap")
-    for rate in ("drop_path", "dropout", "attention_dropout"):
+    for rate in RATES:
         if not 0 <= getattr(model, rate) < 1:
             raise ValueError(f"{rate}={getattr(model, rate)} is not in [0, 1)")
     if model.dtype not in ("float32", "bfloat16"):
@@ -350,7 +351,7 @@ def _requirements(config: ModelConfig, stage: StageConfig, pattern: Pattern) -> 
         bias="bias" in pattern.kernel_options,
         mask="mask" in pattern.kernel_options,
         soft_cap=config.soft_cap > 0,
-        dropout=config.attention_dropout > 0,
+        dropout=bool(config.attention_dropout > 0),
     )
 
 

@@ -24,6 +24,10 @@ SIZES.add("L", Size(1024, 24, 16, 4096))
 SIZES.add("H", Size(1280, 32, 16, 5120))
 
 
+# Those of a model that train.ramps may change.
+RATES = ("drop_path", "dropout", "attention_dropout")
+
+
 @dataclass(frozen=True)
 class StageSettings:
     """One stage of an encoder, as a config lists it.

@@ -13,6 +13,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from vivit.axes import Logits
 from vivit.objective import cross_entropy, top_k_hits
+from vivit.ramps import Strength
 from vivit.tasks.task import Head, HeadScores, Labels, Task, Values
 
 TOP_5 = "top5"  # of no use for so few classes
@@ -45,7 +46,7 @@ class Classify(Task):
     def target(self, labels: Any, number: int) -> Any:
         return labels if len(self.heads) == 1 else labels[:, number]
 
-    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: float) -> Values:
+    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: Strength) -> Values:
         return cross_entropy(logits, target, label_smoothing=label_smoothing)
 
     def head_metrics(self, logits: Logits, target: Array) -> dict[str, Values]:

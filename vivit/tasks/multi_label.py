@@ -14,6 +14,7 @@ from scipy.special import expit, log_expit, logsumexp
 
 from vivit.axes import Logits
 from vivit.objective import hits_any, sigmoid_cross_entropy
+from vivit.ramps import Strength
 from vivit.tasks.task import HeadScores, Labels, Task, Values
 
 
@@ -50,7 +51,7 @@ class MultiLabel(Task):
     def target(self, labels: Any, number: int) -> Any:
         return self.heads[number].of(labels)
 
-    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: float) -> Values:
+    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: Strength) -> Values:
         return sigmoid_cross_entropy(logits, target, label_smoothing=label_smoothing)
 
     def head_metrics(self, logits: Logits, target: Array) -> dict[str, Values]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from vivit.axes import Logits
 from vivit.objective import Sums, Valid
+from vivit.ramps import Strength
 from vivit.registry import Registry
 
 Batch = Mapping[str, Array]
@@ -148,7 +149,7 @@ class Task(ABC):
     # One head.
 
     @abstractmethod
-    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: float) -> Values:
+    def head_loss(self, logits: Logits, target: Array, *, label_smoothing: Strength) -> Values:
         """Returns the loss of each clip."""
 
     @abstractmethod
@@ -168,7 +169,9 @@ class Task(ABC):
 
     # All heads.
 
-    def losses(self, logits: Logits, batch: Batch, *, label_smoothing: float = 0.0) -> list[Values]:
+    def losses(
+        self, logits: Logits, batch: Batch, *, label_smoothing: Strength = 0.0
+    ) -> list[Values]:
         """Returns the loss of each clip by each head; mixed clips have two labels."""
 
         def of(labels: Labels) -> list[Values]:
