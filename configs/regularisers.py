@@ -1,4 +1,5 @@
-"""The ladder of regularisers of ViViT (2103.15691, section 4.2) on 1,000 clips of moving digits.
+"""The ladder of regularisers of ViViT (2103.15691, section 4.2) on 1,000 clips of moving digits:
+how a digit moves, and which one it is.
 
     python -m experiments.launch --config=configs/regularisers.py --sweep=ladder
     python -m experiments.collect runs/regularisers/ladder
@@ -7,7 +8,7 @@ Each rung adds one to those before it, in the paper's order and at its strengths
 Epic-Kitchens. docs/training.md has the scores.
 """
 
-from configs import moving_digits
+from configs import motion_and_digit
 
 SEEDS = (0, 1, 2)
 RUNGS = (
@@ -20,7 +21,7 @@ RUNGS = (
 
 
 def get_config():
-    config = moving_digits.get_config()
+    config = motion_and_digit.get_config()
     config.data.train_clips = 1000
     config.train.update(steps=400, eval_every=200, checkpoint_every=200)
     return config

@@ -31,6 +31,7 @@ from vivit.pretrained import SOURCES
 from vivit.pretrained.choices import CLASS_TOKENS, HEADS, INFLATIONS, TIME_ATTENTIONS
 from vivit.pretrained.resize import RESIZES
 from vivit.pretrained.settings import InitSettings
+from vivit.pretraining.masks import MASKS
 from vivit.ramps import RAMPS
 from vivit.registry import Registry
 from vivit.schema import meanings
@@ -89,6 +90,7 @@ REGISTRIES: dict[
     "OPTIMIZERS": (OPTIMIZERS, "optim.name"),
     "SCHEDULES": (SCHEDULES, "optim.schedule"),
     "RAMPS": (RAMPS, "train.ramps"),
+    "MASKS": (MASKS, "options of task.name"),
     "TASKS": (TASKS, "task.name"),
     "MODES": (MODES, "parallel.mode"),
 }

@@ -4,8 +4,8 @@ JAX_NUM_CPU_DEVICES=8 JAX_ENABLE_X64=1 python -m tests.eight_devices FOLDER \
     '{"by pmap": {"devices": 8, "mode": "pmap"}}' [HOST:PORT PROCESS]
 
 Options of each: those of ParallelSettings, and "devices" of all processes, "kernel", "dropout",
-"accumulate", and "spoiled", a factor by which the loss is wrong. Float32 would hide a wrong scale
-behind its rounding.
+"accumulate", "task", and "spoiled", a factor by which the loss is wrong. Float32 would hide a wrong
+scale behind its rounding.
 """
 
 import json
@@ -25,7 +25,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import make_parallel
 from vivit.settings import OptimSettings, ParallelSettings, TrainSettings
 from vivit.step import make_eval_step, make_init, make_train_step
-from vivit.tasks import Classify
+from vivit.tasks import Classify, make_objective
 
 MODEL = {
     "clip": (4, 8, 8),
@@ -48,43 +48,50 @@ def main(folder, ways, coordinator=None, process="0"):
             np.savez(Path(folder, f"{name}.npz"), **result)
 
 
-def one_step(*, devices, kernel="dense", dropout=0.0, accumulate=1, spoiled=1.0, **options):
-    settings = TrainSettings(label_smoothing=0.1, accumulate=accumulate)
-    task = Classify({"label": 5})
+def one_step(
+    *, devices, kernel="dense", dropout=0.0, accumulate=1, task="", spoiled=1.0, **options
+):
+    smoothing, classes = (0.0, 0) if task else (0.1, 5)
+    settings = TrainSettings(label_smoothing=smoothing, accumulate=accumulate)
+    task = make_objective(task, {}) if task else Classify({"label": 5})
     parallel = make_parallel(ParallelSettings(**options), jax.devices()[:devices])
     with parallel.ambient():
-        model = vivit.build({**MODEL, "dropout": dropout, "kernel": kernel})
+        model = vivit.build({**MODEL, "classes": classes, "dropout": dropout, "kernel": kernel})
     model = vivit.ViViT(replace(model.config, dtype="float64"))
+    network = task.network(model)
+    if not classes:
+        network = network.clone(decoder_config=replace(network.decoder_config, dtype="float64"))
     # Parameters become old parameters minus gradients, so they show these without any division.
     optim = OptimSettings(
         "sgd(momentum=0.0, weight_decay=0.0)", lr=1.0, schedule="cosine(floor=1.0)"
     )
     optimizer, _ = make_optimizer(replace(optim, clip_norm=None), steps=5, batch_size=8)
-    make_state = make_init(model, optimizer, average_decay=None)
+    make_state = make_init(network, optimizer, average_decay=None)
     state = parallel.init(lambda seed: moved(make_state(seed)), 0)
     rng = np.random.default_rng(0)
     batch = {
         "clips": rng.integers(0, 256, (16, *model.config.clip, 3)).astype(np.uint8),
-        "labels": rng.integers(0, 5, 16).astype(np.int32),
+        "labels": rng.integers(0, 5, (16, 0) if classes == 0 else 16).astype(np.int32),
         "valid": (np.arange(16) < 13).astype(np.float64),  # uneven over the devices
         "indices": np.arange(16, dtype=np.uint32),
     }
     rows = np.arange(16).reshape(parallel.parts, -1)[parallel.part]
     placed = parallel.put({key: value[rows] for key, value in batch.items()})
-    step = make_train_step(model, optimizer, task, settings)
+    step = make_train_step(network, optimizer, task, settings)
     if spoiled != 1:
         step = spoil(step, spoiled)
     shards = len({str(s.index) for s in kernel_of(state).addressable_shards})
     state, sums = parallel.train(step, state)(state, placed)
-    _, of_clips = parallel.evaluate(make_eval_step(model, task))(state.eval_params, placed)
+    scores, of_clips = parallel.evaluate(make_eval_step(network, task))(state.eval_params, placed)
     gathered = jax.jit(lambda x: x, out_shardings=replicated(state))(state.params)
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gathered)
     }
     order = np.argsort(np.asarray(of_clips["indices"]))
-    rows = {key: np.asarray(of_clips[key])[order] for key in ("logits", "labels", "valid")}
+    rows = {key: np.asarray(of_clips[key])[order] for key in of_clips if of_clips[key].size}
     loss = float(sums["loss"][0]) / float(sums["loss"][1])
+    rows["score"] = np.asarray(scores["loss"][0])
     return {"loss": loss, "devices": parallel.mesh.size, "shards": shards, **rows, **leaves}
 
 
@@ -97,7 +104,7 @@ def moved(state):
 
 
 def kernel_of(state):
-    return state.params["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    return state.params.get("encoder", state.params)["stage_0"]["layer_0"]["mlp"]["up"]["kernel"]
 
 
 def replicated(state):

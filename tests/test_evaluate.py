@@ -7,7 +7,7 @@ import pytest
 from vivit.config import as_json
 from vivit.data.pipeline import eval_batches
 from vivit.data.views import make_views
-from vivit.evaluate import evaluate, main, score
+from vivit.evaluate import collect, evaluate, main, score
 from vivit.parallel import make_parallel
 from vivit.run import Run
 from vivit.step import make_eval_step
@@ -23,10 +23,12 @@ def test_every_clip_counts_once_whatever_the_batch(tiny_run):
     params = parallel.place(run.params)
     results = [
         score(
-            step,
-            params,
-            eval_batches(replace(data, batch_size=size), split, frames=16),
-            parallel,
+            collect(
+                step,
+                params,
+                eval_batches(replace(data, batch_size=size), split, frames=16),
+                parallel,
+            ),
             run.task,
         )
         for size in (21, 8, 5)  # whole, and with 3 and 4 clips of padding

@@ -36,6 +36,7 @@ FLOORS = {
     "vivit.objective": 1,
     "vivit.optim": 1,
     "vivit.optimizers": 1,
+    "vivit.pretraining": 1,
     "vivit.ramps": 1,
     "vivit.schedules": 1,
     "vivit.tasks": 1,
@@ -61,7 +62,8 @@ FLOORS = {
     "vivit.describe": 4,
     "vivit.targets": 4,
 }
-FLAX = ("vivit.model", "vivit.pretrained")  # pretrained reads Flax's msgpack and flattens trees
+# vivit.pretrained reads Flax's msgpack and flattens trees.
+FLAX = ("vivit.model", "vivit.pretraining", "vivit.pretrained")
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 

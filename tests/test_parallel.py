@@ -15,6 +15,7 @@ from vivit.parallel import MODES, JitParallel, make_parallel
 from vivit.settings import ParallelSettings
 
 ROOT = Path(__file__).parents[1]
+MAE = "mae(mask='tube(0.5)', width=8, depth=1, heads=2)"
 # Options of tests.eight_devices.
 ONE_PROCESS = {
     "one": {"devices": 1},
@@ -27,10 +28,15 @@ ONE_PROCESS = {
     "one with dropout": {"devices": 1, "dropout": 0.2},
     "data with dropout": {"devices": 8, "dropout": 0.2},
     "a wrong loss": {"devices": 8, "spoiled": 1.03},
+    "one, mae": {"devices": 1, "task": MAE},
+    "data and fsdp, mae": {"devices": 8, "fsdp": 2, "task": MAE},
+    "pmap, mae": {"devices": 4, "mode": "pmap", "task": MAE},
+    "accumulated, mae": {"devices": 2, "accumulate": 2, "task": MAE},
 }
 TWO_PROCESSES = {
     "two processes, fsdp": {"devices": 8, "fsdp": 2},
     "two processes, one batch": {"devices": 8, "tensor": 8},
+    "two processes, mae": {"devices": 8, "task": MAE},
     "two processes, pmap, accumulated": {"devices": 8, "mode": "pmap", "accumulate": 2},
 }
 WAYS = {**ONE_PROCESS, **TWO_PROCESSES}
@@ -61,7 +67,8 @@ def furthest(one, other):
 
 @pytest.mark.parametrize("name", [n for n in WAYS if n != "a wrong loss" and "one" not in n[:4]])
 def test_loss_gradients_and_logits_do_not_depend_on_the_devices(results, name):
-    one, other = results["one with dropout" if "dropout" in name else "one"], results[name]
+    same = next((f"one{of}" for of in (" with dropout", ", mae") if name.endswith(of)), "one")
+    one, other = results[same], results[name]
     assert other["devices"] == WAYS[name]["devices"]
     assert furthest(one, other) < 1e-10
 

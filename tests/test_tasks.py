@@ -31,7 +31,7 @@ from vivit.predictions import Prediction, Printer
 from vivit.results import ClipScores, parts_by_head, read_clips, read_rows
 from vivit.run import Run
 from vivit.settings import Config
-from vivit.tasks import TASKS, Classify, MultiLabel, make_task
+from vivit.tasks import TASKS, Classify, MultiLabel, TaskKind, make_objective, make_task
 from vivit.tasks.multi_label import average_precision
 from vivit.tasks.settings import TaskSettings
 from vivit.train import train
@@ -364,7 +364,6 @@ def test_collected_runs_of_two_heads_have_all_their_scores(run_of_two):
         ({"task": {"heads": {"motion": 8, "digit": 10}}}, "set data.label='', or task.heads={}"),
         ({"task": {"heads": {"motion": 8, "digit": 10}}, "data": {"label": ""}},
          "task.heads needs model.classes=18, the sum of its heads, not 8"),
-        ({"data": {"label": ""}}, "name the label to train on, or several in task.heads"),
         ({"task": {"heads": {"motion": 8}}}, "set data.label='motion' for one label"),
         ({"task": {"heads": {"raw": 8}}}, "metrics of another kind begin with raw_"),
         ({"task": {"heads": {"motion": 0}}}, "motion=0 must be whole numbers of classes"),
@@ -405,12 +404,18 @@ def test_a_task_that_cannot_do_what_is_asked(monkeypatch):
     class Unmixed(Classify):
         mixes = False
 
-    monkeypatch.setattr(TASKS, "_items", {**TASKS._items, "unmixed": Unmixed})
+    monkeypatch.setattr(TASKS, "_items", {**TASKS._items, "unmixed": TaskKind(Unmixed)})
     split = split_of(make_task("unmixed", HEADS))
     with pytest.raises(ValueError, match="mixup=0.2 and cutmix=0: the loss of task Unmixed is not"):
         make_augmentation(AugmentSettings(mixup=0.2), split, (8, 8))
     with pytest.raises(ValueError, match="unknown task 'regress'; known: classify, multi_label"):
         make_task("regress", HEADS)
+    with pytest.raises(ValueError, match="name the label to train on, or several in task.heads"):
+        make_task("classify", {})
+    with pytest.raises(ValueError, match="predicts no labels, so there is nothing to score"):
+        make_task("mae", {})
+    with pytest.raises(ValueError, match="learns from clips alone: set data.label='', task.heads"):
+        make_objective("mae", HEADS)
 
 
 def test_config_files_name_heads(tmp_path):

@@ -34,7 +34,7 @@ from vivit.run import check_batch_size
 from vivit.settings import Config
 from vivit.step import make_eval_step, make_init, make_train_step
 from vivit.targets import Target, make_target, only_compile, quiet
-from vivit.tasks import Task, make_task
+from vivit.tasks import Objective, make_objective
 
 # Without a GPU to measure on, XLA chooses tiles of Triton's products that it cannot compile for
 # some lengths; with one, it would choose cuBLAS for them.
@@ -106,7 +106,8 @@ def make_steps(
     frames, height, width = model.config.clip
     size = height, width
     frame = frame or config.data.canvas or size
-    task = make_task(config.task.name, config.heads)
+    task = make_objective(config.task.name, config.heads)
+    network = task.network(model)
     classes = {head.label: Classes(tuple(map(str, range(head.classes)))) for head in task.heads}
     split = Split(NoClips(), classes, frame, min(frame), "", "", "", "", task=task)
     augment = make_augmentation(config.augment, split, size, canvas=config.data.canvas)
@@ -114,13 +115,13 @@ def make_steps(
     optimizer, _ = make_optimizer(
         config.optim, steps=config.train.with_steps(batch_size).steps, batch_size=batch_size
     )
-    make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
+    make_state = make_init(network, optimizer, average_decay=config.train.average_decay)
     state = parallel.abstract(make_state, config.seed)
     canvas = config.data.canvas or frame
-    step = make_train_step(model, optimizer, task, config.train, augment=augment)
+    step = make_train_step(network, optimizer, task, config.train, augment=augment)
     train = parallel.train(step, state)
     batch = parallel.abstract_batch(_read_shapes(task, batch_size, (frames, *canvas)))
-    evaluate = parallel.evaluate(make_eval_step(model, task, predict_views=predict_views))
+    evaluate = parallel.evaluate(make_eval_step(network, task, predict_views=predict_views))
     views = (config.data.views.temporal, frames, *frame)
     of_views = parallel.abstract_batch(_read_shapes(task, batch_size, views))
     options = COMPILER_OPTIONS.get(parallel.mesh.devices.flat[0].platform)
@@ -140,7 +141,9 @@ def make_steps(
     )
 
 
-def _read_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _read_shapes(
+    task: Objective, size: int, clip: tuple[int, ...]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch as it is read."""
     return {
         **batch_shapes(task, size, clip),

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
-from vivit.model import ViViT
+from vivit.model.network import Network
 
 TRAINING_FLOPS = 6  # of a training step per multiply-add: two forward, and twice as many backward
 
 
-def count(model: ViViT) -> dict[str, int]:
+def count(model: Network) -> dict[str, int]:
     """Returns tokens, parameters and multiply-adds of a model; see the three functions below."""
     return {
         "tokens": count_tokens(model),
@@ -23,17 +22,17 @@ def count(model: ViViT) -> dict[str, int]:
     }
 
 
-def count_parameters(model: ViViT) -> int:
+def count_parameters(model: Network) -> int:
     """Returns how many numbers the parameters of a model are."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
 
 
-def count_tokens(model: ViViT) -> int:
+def count_tokens(model: Network) -> int:
     """Returns the tokens of the space-time grid, without class tokens and registers."""
     return math.prod(model.config.grid)
 
 
-def count_multiply_adds(model: ViViT) -> int:
+def count_multiply_adds(model: Network) -> int:
     """Returns the multiply-adds of all matrix products in the forward pass of one clip.
 
     Norms, softmax and gelu are not counted; XLA's own count has them, and counts a multiply-add
@@ -42,9 +41,8 @@ def count_multiply_adds(model: ViViT) -> int:
     """
     kernel = {"kernel": "dense"} if model.config.kernel.softmax else {}
     model = model.with_settings(remat="none", **kernel)
-    clips = jax.ShapeDtypeStruct((1, *model.config.clip, 3), jnp.float32)
-    forward = lambda params, clips: model.apply({"params": params}, clips)
-    return count_products(forward, abstract_params(model), clips)
+    forward = lambda params, *inputs: model.apply({"params": params}, *inputs)
+    return count_products(forward, abstract_params(model), *jax.eval_shape(model.example))
 
 
 def count_products(function: Callable, *shapes: Any) -> int:
@@ -52,10 +50,9 @@ def count_products(function: Callable, *shapes: Any) -> int:
     return _products(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
-def abstract_params(model: ViViT) -> Any:
-    """Returns the shapes and dtypes of the parameters of a model."""
-    clips = jnp.zeros((1, *model.config.clip, 3))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), clips))["params"]
+def abstract_params(model: Network) -> Any:
+    """Returns the shapes and dtypes of the parameters of a model, or of a network around one."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *model.example()))["params"]
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -27,7 +27,7 @@ from vivit.optim import make_optimizer
 from vivit.parallel import shard_by_rules, with_shardings
 from vivit.settings import Config, OptimSettings, TrainSettings
 from vivit.step import make_init, make_train_step
-from vivit.tasks import Classify, Task
+from vivit.tasks import Classify, Objective
 
 MODEL = ModelSettings(clip=(32, 224, 224), classes=400, family="joint", size="B/16x2")
 FLAGS = ("family", "size", "clip", "classes", "readout", "kernel", "remat", "scan")
@@ -75,7 +75,9 @@ def train_step(
     return init, step, batch_shapes(task, batch, config.clip)
 
 
-def batch_shapes(task: Task, size: int, clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    task: Objective, size: int, clip: tuple[int, ...]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch that is neither augmented nor cut into views."""
     labels = task.encode(task.no_classes)
     return {

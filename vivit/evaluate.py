@@ -17,7 +17,7 @@ from vivit.data.pipeline import Batches, eval_batches
 from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.io import read_json, write_json
-from vivit.objective import means
+from vivit.objective import Sums, means
 from vivit.parallel import Parallel, make_parallel_for_inference
 from vivit.processes import (
     add_process_arguments,
@@ -42,33 +42,53 @@ from vivit.tasks import Task
 log = logging.getLogger(__name__)
 
 
+class Collected(NamedTuple):
+    """What a model says of a split's clips. sums: of the metrics, by batch. rows: of each clip that
+    could be read, in their order: "indices", "labels", and what the task keeps."""
+
+    sums: list[Sums]
+    rows: dict[str, np.ndarray]
+
+    def damaged(self, split: Split) -> int:
+        """Returns how many clips could not be read; they count in nothing."""
+        return len(split) - len(self.rows["indices"])
+
+
 class Scores(NamedTuple):
     """metrics: of all clips. clips: what the model says of each clip."""
 
     metrics: dict[str, float]
     clips: ClipScores
 
-    def damaged(self, split: Split) -> int:
-        """Returns how many clips could not be read; they count in nothing."""
-        return len(split) - len(self.clips.labels)
 
-
-def score(eval_step: Step, params: Any, batches: Batches, parallel: Parallel, task: Task) -> Scores:
-    """Returns the scores over all batches; padding counts nowhere."""
+def collect(eval_step: Step, params: Any, batches: Batches, parallel: Parallel) -> Collected:
+    """Returns what a model says of the clips of all batches, without padding."""
     results = []
     for batch in batches:
         results.append(eval_step(params, parallel.put(batch)))
         jax.block_until_ready(results[-2:-1])  # so that few batches are on the devices
     batches.share_damaged()
-    sums, rows = zip(*jax.device_get(results), strict=True)
-    logits, labels, valid, indices = (
-        np.concatenate([row[key] for row in rows])
-        for key in ("logits", "labels", "valid", "indices")
-    )
-    order = np.argsort(indices)  # a mesh may order the clips of a batch otherwise
-    order = order[valid[order] > 0]
-    clips = ClipScores(indices[order].astype(np.int64), labels[order], logits[order], task)
-    return Scores({**means(list(sums)), **clips.whole_metrics}, clips)
+    sums, parts = zip(*jax.device_get(results), strict=True)
+    rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(rows["indices"])  # a mesh may order the clips of a batch otherwise
+    order = order[rows.pop("valid")[order] > 0]
+    return Collected(list(sums), {key: rows[key][order] for key in rows})
+
+
+def validate(
+    eval_step: Step, params: Any, batches: Batches, parallel: Parallel, split: Split
+) -> dict[str, float]:
+    """Returns the metrics of a split, and how many of its clips are "damaged"."""
+    found, task = collect(eval_step, params, batches, parallel), split.task
+    metrics = score(found, task).metrics if isinstance(task, Task) else means(found.sums)
+    return {**metrics, "damaged": found.damaged(split)}
+
+
+def score(found: Collected, task: Task) -> Scores:
+    """Returns the scores of what a model says of all clips."""
+    rows = found.rows
+    clips = ClipScores(rows["indices"].astype(np.int64), rows["labels"], rows["logits"], task)
+    return Scores({**means(found.sums), **clips.whole_metrics}, clips)
 
 
 def score_run(run: Run, *, views: str = "") -> Scores:
@@ -86,7 +106,8 @@ def score_run(run: Run, *, views: str = "") -> Scores:
         process=parallel.part,
         processes=parallel.parts,
     )
-    return score(eval_step, parallel.place(run.params), batches, parallel, run.task)
+    found = collect(eval_step, parallel.place(run.params), batches, parallel)
+    return score(found, run.task)
 
 
 def model_for_devices(run: Run) -> tuple[vivit.ViViT, Parallel]:
@@ -136,7 +157,7 @@ def write_scores(run: Run, scores: Scores, *, views: str = "", logits: bool = Fa
     result = {
         "split": run.split,
         "views": settings.name,
-        "damaged": scores.damaged(run.data),
+        "damaged": len(run.data) - len(clips.labels),
         "step": run.step,
         "checkpoint": f"checkpoints/{run.step}",
         "clips": len(clips.labels),

@@ -16,11 +16,11 @@ from vivit.chips import chip_of
 from vivit.cost import TRAINING_FLOPS
 from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
-from vivit.model import ViViT
+from vivit.model.network import Network
 from vivit.optim import peak_rate
 from vivit.parallel import Parallel
 from vivit.settings import Config
-from vivit.tasks import Task
+from vivit.tasks import Objective
 
 WAITING = 0.02  # share of the time from which a line of progress shows it
 
@@ -32,7 +32,7 @@ class MetricsLog:
     that an interrupted run wrote after step `resumed_at` are removed, as the run repeats them.
     """
 
-    def __init__(self, folder: Path, *, steps: int, resumed_at: int, task: Task) -> None:
+    def __init__(self, folder: Path, *, steps: int, resumed_at: int, task: Objective) -> None:
         self._key, self._title = task.best, task.columns()[task.best]
         self._plain = not sys.stderr.isatty()
         self._first: tuple[int, float] | None = None  # a training step, and when it was logged
@@ -146,7 +146,7 @@ def as_clock(seconds: float) -> str:
 
 def introduce(
     config: Config,
-    model: ViViT,
+    model: Network,
     counts: Mapping[str, int],
     splits: Sequence[Split],
     parallel: Parallel,
@@ -167,7 +167,10 @@ def introduce(
         "data": f"{' '.join(filter(None, (train.name, train.version)))} in {config.data.root}: "
         f"{len(train):,} clips of "
         f"{train.split}, {len(held_out):,} of {held_out.split}; "
-        + ", ".join(f"label {head.label}, {head.classes} classes" for head in train.task.heads),
+        + (
+            ", ".join(f"label {head.label}, {head.classes} classes" for head in train.task.heads)
+            or f"no labels, {config.task.name}"
+        ),
         "devices": f"{count} x {kind}, {parallel}; {settings.dtype}, "
         f"{model.config.kernel.name} kernel",
         "training": f"{steps:,} steps of {size} clips, {steps * size / len(train):.1f} epochs",

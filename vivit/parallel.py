@@ -242,7 +242,7 @@ class PmapParallel(Parallel):
 
     def put(self, batch: Any) -> Any:
         local = self.devices // self.parts
-        split = {name: x.reshape(local, -1, *x.shape[1:]) for name, x in batch.items()}
+        split = {name: x.reshape(local, len(x) // local, *x.shape[1:]) for name, x in batch.items()}
         return jax.make_array_from_process_local_data(self._over_devices, split)
 
     def train(self, step: Callable[..., Any], state: Any) -> Any:

@@ -34,7 +34,7 @@ from vivit.model import ViViT
 from vivit.model.settings import ModelSettings
 from vivit.results import best_of_heads
 from vivit.settings import Config
-from vivit.tasks import Task, make_task
+from vivit.tasks import Objective, Task, make_objective, make_task
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +70,32 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
-        """What the run's model predicts."""
+        """What the run's model predicts. Raises ValueError for a run that predicts no labels."""
         import_modules(self.config.imports, copies=self.folder / IMPORTS)
         return make_task(self.config.task.name, self.config.heads)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What the run trained."""
+        import_modules(self.config.imports, copies=self.folder / IMPORTS)
+        return make_objective(self.config.task.name, self.config.heads)
 
     @cached_property
     def step(self) -> int:
         """The training step of the checkpoint. Raises ValueError that lists those that exist."""
         _ = self.config  # a folder without a run is refused, and left as it is
-        with Checkpoints(self.folder / "checkpoints", best=self.task.best) as checkpoints:
+        with Checkpoints(self.folder / "checkpoints", best=self.objective.best) as checkpoints:
             return checkpoints.resolve(self.checkpoint)
 
     @cached_property
     def params(self) -> Any:
-        """The checkpoint's parameters as NumPy arrays: the averaged ones, if the run averages."""
+        """The model's parameters in the checkpoint as NumPy arrays: the averaged ones, if the run
+        averages."""
+        return self.objective.split(self.network_params)[0]
+
+    @cached_property
+    def network_params(self) -> Any:
+        """Those of the network that the run trained, which may contain more than the model."""
         with Checkpoints(self.folder / "checkpoints") as checkpoints:
             return checkpoints.read_params(self.step)
 
@@ -109,7 +121,7 @@ class Run:
         import_modules(self.config.imports, copies=self.folder / IMPORTS)
         settings, recorded = self.data_settings, read_data_record(self.workdir)
         try:
-            split = open_split(settings, self.split, self.task)
+            split = open_split(settings, self.split, self.objective)
         except ValueError as error:
             if self.data_root is None and recorded and not _exists(recorded["root"]):
                 raise ValueError(
@@ -126,7 +138,9 @@ class Run:
         train = recorded.get("split")
         if train is None or self.data_settings.name.endswith(MANIFESTS):
             return  # of a manifest, every file would have to be opened again
-        known = split if train == self.split else open_split(self.data_settings, train, self.task)
+        known = (
+            split if train == self.split else open_split(self.data_settings, train, self.objective)
+        )
         if known.digest != recorded["digest"]:
             log.warning(
                 "the data in %s is not what %s was trained with: clips of split %r may have been "

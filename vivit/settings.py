@@ -179,8 +179,6 @@ class Config:
                 f"task.heads names labels, and so does data.label={label!r}; set data.label='', or "
                 "task.heads={}"
             )
-        if not heads and not label:
-            raise ValueError("data.label='': name the label to train on, or several in task.heads")
         if heads and self.model.classes != sum(heads.values()):
             raise ValueError(
                 f"task.heads needs model.classes={sum(heads.values())}, the sum of its heads, not "
@@ -201,5 +199,7 @@ class Config:
 
     @property
     def heads(self) -> dict[str, int]:
-        """Label -> number of classes, in the order of the logits."""
-        return dict(sorted(self.task.heads.items())) or {self.data.label: self.model.classes}
+        """Label -> number of classes, in the order of the logits; {} for clips alone."""
+        if self.data.label:
+            return {self.data.label: self.model.classes}
+        return dict(sorted(self.task.heads.items()))

@@ -3,25 +3,24 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vivit.axes import Logits
-from vivit.model import ViViT
+from vivit.model.network import Network
 from vivit.model.settings import RATES
 from vivit.parallel import place_on
 from vivit.ramps import Factors, make_ramps
 from vivit.settings import TrainSettings
-from vivit.tasks import Task
+from vivit.tasks import Objective
 
 Params = Any
 Leaf = Any  # an array; in a tree of shapes or of shardings, what describes it
 Step = Callable[..., Any]
-AUGMENTATION = 2**31  # folded into the run's key, as no step is
+AUGMENTATION, PREPARATION = 2**31, 2**31 + 1  # folded into the run's key, as no step is
 
 
 @partial(
@@ -50,14 +49,13 @@ class TrainState:
 
 
 def make_init(
-    model: ViViT, optimizer: optax.GradientTransformation, *, average_decay: float | None
+    network: Network, optimizer: optax.GradientTransformation, *, average_decay: float | None
 ) -> Callable[[int], TrainState]:
     """Returns a jittable function: seed -> TrainState at step 0."""
 
     def init(seed):
         init_rng, rng = jax.random.split(jax.random.key(seed))
-        clips = jnp.zeros((1, *model.config.clip, 3))
-        params = model.init(init_rng, clips)["params"]
+        params = network.init(init_rng, *network.example())["params"]
         averaged = None if average_decay is None else jax.tree.map(jnp.copy, params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -72,21 +70,26 @@ def make_init(
 
 def start_from(state: TrainState, params: Params) -> TrainState:
     """Returns a state whose parameters are replaced by others, placed on the same devices."""
-    place = lambda new, old: place_on(np.array(new, old.dtype), old.sharding)
-    averaged = None if state.averaged is None else jax.tree.map(place, params, state.averaged)
-    return replace(state, params=jax.tree.map(place, params, state.params), averaged=averaged)
+
+    def place(new: Leaf, old: Leaf) -> Leaf:
+        return old if new is old else place_on(np.array(new, old.dtype), old.sharding)
+
+    params = jax.tree.map(place, params, state.params)
+    averaged = None if state.averaged is None else jax.tree.map(jnp.copy, params)
+    return replace(state, params=params, averaged=averaged)
 
 
 def make_train_step(
-    model: ViViT,
+    network: Network,
     optimizer: optax.GradientTransformation,
-    task: Task,
+    task: Objective,
     settings: TrainSettings,
     *,
     augment: Callable[..., Mapping[str, jax.Array]] | None = None,
 ) -> Step:
     """Returns step(state, batch, *, axis_name=None) -> (state, metric sums).
 
+    network: of the task, `task.network(model)`.
     augment: (batch, key, factors of its strengths) -> a batch with clips of the model's size; see
         vivit.data.augment.
 
@@ -95,6 +98,8 @@ def make_train_step(
     dropout. The loss is the mean over all valid clips of all devices, and of all parts of the batch
     if settings.accumulate has several.
     """
+    if settings.label_smoothing and not task.heads:
+        raise ValueError(f"train.label_smoothing={settings.label_smoothing}: there are no labels")
     ramps = make_ramps(settings.ramps, steps=settings.steps)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
@@ -103,7 +108,8 @@ def make_train_step(
         factors = ramps(state.step)
         if augment is not None:
             batch = augment(batch, jax.random.fold_in(key, AUGMENTATION), factors)
-        apply = cast(Callable[..., Logits], _at_strength(model, factors).apply)
+        batch = task.prepare(network, batch, jax.random.fold_in(key, PREPARATION))
+        apply = _at_strength(network, factors).apply
         smoothing = settings.label_smoothing * factors.get("label_smoothing", 1)
         rng = jax.random.fold_in(key, state.step)
         if axis_name:
@@ -111,9 +117,9 @@ def make_train_step(
         count = total(batch["valid"].sum())
 
         def loss(params, part, rng):
-            logits = apply({"params": params}, part["clips"], rngs={"dropout": rng})
-            losses = task.losses(logits, part, label_smoothing=smoothing)
-            sums = task.sums(losses, logits, part)
+            outputs = apply({"params": params}, *task.inputs(part), rngs={"dropout": rng})
+            losses = task.losses(outputs, part, label_smoothing=smoothing)
+            sums = task.sums(losses, outputs, part)
             return sums["loss"][0] / jnp.maximum(count, 1), sums
 
         gradient = partial(jax.grad(loss, has_aux=True), state.params)
@@ -132,10 +138,11 @@ def make_train_step(
     return step
 
 
-def _at_strength(model: ViViT, factors: Factors) -> ViViT:
-    """Returns the model with its rates of dropout and drop path times their factors."""
-    rates = {name: getattr(model.config, name) * factors[name] for name in RATES if name in factors}
-    return model.clone(config=replace(model.config, **rates)) if rates else model
+def _at_strength(network: Network, factors: Factors) -> Network:
+    """Returns the network with the model's rates of dropout and drop path times their factors."""
+    config = network.config
+    rates = {name: getattr(config, name) * factors[name] for name in RATES if name in factors}
+    return network.clone(config=replace(config, **rates)) if rates else network
 
 
 def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: int) -> Any:
@@ -146,7 +153,9 @@ def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: in
     if parts == 1:
         return gradient(batch, rng)
     # Every parts-th clip, so that each part is spread over all devices that the batch is on.
-    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    split = jax.tree.map(
+        lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
     def add(total, numbered):
         i, part = numbered
@@ -160,24 +169,27 @@ def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: in
 
 
 def make_eval_step(
-    model: ViViT, task: Task, *, predict_views: Callable[..., jax.Array] | None = None
+    network: Network, task: Objective, *, predict_views: Callable[..., Any] | None = None
 ) -> Step:
     """Returns step(params, batch, *, axis_name=None) -> (metric sums, and of each clip of all
-    devices its "logits", "labels", "valid" and "indices").
+    devices its "labels", "valid", "indices" and what `task.kept` keeps, such as "logits").
 
-    predict_views: (model, clips [B, V, F, H, W, 3], extents) -> logits averaged over views; see
+    predict_views: (predict, clips [B, V, F, H, W, 3], extents) -> logits averaged over views; see
     vivit.data.views. None for batches of clips [B, F, H, W, 3].
     """
-    apply = cast(Callable[..., Logits], model.apply)
 
     def step(params: Params, batch: Mapping[str, jax.Array], *, axis_name=None):
-        predict = lambda clips: apply({"params": params}, clips)
+        batch = task.prepare(network, batch, jax.random.key(0))  # always the same
+
+        def predict(clips):
+            return network.apply({"params": params}, *task.inputs({**batch, "clips": clips}))
+
         if predict_views is None:
-            logits = predict(batch["clips"])
+            outputs = predict(batch["clips"])
         else:
-            logits = predict_views(predict, batch["clips"], batch["extents"])
-        of_clips = {"logits": logits, **{k: batch[k] for k in ("labels", "valid", "indices")}}
-        sums = task.sums(task.losses(logits, of_clips), logits, of_clips)
+            outputs = predict_views(predict, batch["clips"], batch["extents"])
+        sums = task.sums(task.losses(outputs, batch), outputs, batch)
+        of_clips = {k: batch[k] for k in ("labels", "valid", "indices")} | task.kept(outputs)
         if axis_name:
             sums = jax.lax.psum(sums, axis_name)
             of_clips = jax.lax.all_gather(of_clips, axis_name, tiled=True)

@@ -37,7 +37,7 @@ from vivit.data.prefetch import Prefetched
 from vivit.data.sources import open_split
 from vivit.data.split import Split
 from vivit.data.views import make_views
-from vivit.evaluate import score
+from vivit.evaluate import validate
 from vivit.io import locked, write_atomically
 from vivit.metrics_log import MetricsLog, NoLog, Pace, introduce, write_cost
 from vivit.objective import means
@@ -59,7 +59,7 @@ from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
 from vivit.settings import Config
 from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
-from vivit.tasks import make_task
+from vivit.tasks import make_objective
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ def train(
         with parallel.ambient():
             model = vivit.build(config.model)
         frames, height, width = config.model.clip
-        task = make_task(config.task.name, config.heads)
+        task = make_objective(config.task.name, config.heads)
+        network = task.network(model)
         train_split, held_out = (open_split(config.data, name, task) for name in config.data.splits)
         train_split = train_split.some(config.data.train_clips)
         for split in (train_split, held_out):
@@ -112,21 +113,21 @@ def train(
         optimizer, learning_rate = make_optimizer(
             config.optim, steps=config.train.steps, batch_size=size
         )
-        make_state = make_init(model, optimizer, average_decay=config.train.average_decay)
-        train_step = make_train_step(model, optimizer, task, config.train, augment=augment)
-        eval_step = parallel.evaluate(make_eval_step(model, task, predict_views=predict_views))
+        make_state = make_init(network, optimizer, average_decay=config.train.average_decay)
+        train_step = make_train_step(network, optimizer, task, config.train, augment=augment)
+        eval_step = parallel.evaluate(make_eval_step(network, task, predict_views=predict_views))
 
-        counts, splits = count(model), (train_split, held_out)
-        logger.info("%s", introduce(config, model, counts, splits, parallel, Path(workdir)))
+        counts, splits = count(network), (train_split, held_out)
+        logger.info("%s", introduce(config, network, counts, splits, parallel, Path(workdir)))
 
         # The state: random, from other weights, or that of an interrupted run.
         state = parallel.init(make_state, config.seed)
+        if loaded is not None:
+            state = start_from(state, task.start(state.params, loaded.params, loaded.around))
         folder = Path(workdir)
         report = "" if loaded is None else str(loaded.report)
         on_first(partial(_claim, folder, config, train_split, init_report=report))
         require_shared(folder / "config.json")
-        if loaded is not None:
-            state = start_from(state, loaded.params)
         has_weights = loaded is not None or not config.init.path
         del loaded  # frees its memory
         stop = stack.enter_context(stop_signals())  # first, so that a last save is not killed
@@ -171,11 +172,10 @@ def train(
         tracer = Profile(folder, profile)
         stack.enter_context(closing(tracer))
 
-        def validate(params: Any) -> dict[str, float]:
+        def validation(params: Any) -> dict[str, float]:
             batches = eval_batches(one_view, held_out, frames=frames, **of_process)
             with closing(batches):
-                scores = score(eval_step, params, batches, parallel, task)
-            return {**scores.metrics, "damaged": scores.damaged(held_out)}
+                return validate(eval_step, params, batches, parallel, held_out)
 
         pending, pace = [], Pace(config, counts, waited=batches.waited)
 
@@ -203,9 +203,9 @@ def train(
             if step % config.train.eval_every == 0 or step == steps:
                 jax.block_until_ready(state)
                 with pace.paused():
-                    validated = validate(state.eval_params)
+                    validated = validation(state.eval_params)
                     if state.averaged is not None:
-                        raw = validate(state.params)
+                        raw = validation(state.params)
                         validated |= {f"raw_{name}": value for name, value in raw.items()}
                 log.write(step, "validation", validated)
 
@@ -287,7 +287,8 @@ def main(argv: list[str] | None = None) -> None:
         step = int(train(config, arguments.workdir, profile=profile).step)
         if step < read_workdir(arguments.workdir).train.steps:
             sys.exit(f"stopped at step {step}, which is saved; the same command resumes from it")
-        print(f"trained to step {step}; python -m vivit.evaluate --workdir={arguments.workdir}")
+        then = "evaluate" if config.heads else "probe"
+        print(f"trained to step {step}; python -m vivit.{then} --workdir={arguments.workdir}")
 
 
 if __name__ == "__main__":

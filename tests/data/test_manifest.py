@@ -104,6 +104,11 @@ def test_splits_may_not_share_video(tmp_path, first, second, shared):
         read_manifest(tmp_path / "m.csv")
 
 
+def test_clips_may_have_no_labels(tmp_path):
+    manifest = read_manifest(write(tmp_path, "path,split\na.mp4,train\n"))
+    assert (manifest.classes, manifest.clips[0].labels) == ({}, {})
+
+
 def test_a_split_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no clip is of split 'validation'; there are: test"):
         CLIPS.split("validation")
@@ -114,7 +119,6 @@ def test_a_split_that_is_not_there(tmp_path):
     [
         ("", "has no rows"),
         ("path,label\na.mp4,0\n", "no column 'split'"),
-        ("path,split\na.mp4,train\n", "no column of labels"),
         ("path,split,label\na.mp4,train,x,y\n", "row 2 has more fields"),
     ],
 )

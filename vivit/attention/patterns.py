@@ -51,6 +51,8 @@ class Pattern:
     over_devices: whether its sets can be split over devices at all.
     needs_fixed_positions: whether it goes by the positions of tokens, so that it cannot follow a
         reduction that moves them. False for patterns that take a time step's tokens as a set.
+    subset: which tokens may be missing: "any", "lines" (whole time steps, or the same places of all
+        of them), or "" for a pattern that goes by the whole grid.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Pattern:
     parameters: Callable[..., Parameters] = lambda heads, channels, **options: {}
     over_devices: bool = True
     needs_fixed_positions: bool = True
+    subset: str = ""
     options: Options = field(default_factory=Options)
 
     def __call__(
@@ -132,11 +135,9 @@ def pattern(
 
 
 @pattern(
-    "joint",
-    class_token=True,
-    needs_fixed_positions=False,
+    "joint", class_token=True, needs_fixed_positions=False, subset="any",
     scores=lambda t, y, x: (t * y * x) ** 2,
-)
+)  # fmt: skip
 def joint(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     """Every token meets every token of the clip: (T·S)² scores. ViViT (2103.15691), model 1.
 
@@ -151,12 +152,9 @@ def joint(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
 
 
 @pattern(
-    "space",
-    axes="s",
-    class_token=True,
-    needs_fixed_positions=False,
+    "space", axes="s", class_token=True, needs_fixed_positions=False, subset="lines",
     scores=lambda t, y, x: t * (y * x) ** 2,
-)
+)  # fmt: skip
 def space(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     """Tokens of one time step meet: T·S² scores. ViViT (2103.15691), models 2 and 3.
 
@@ -168,7 +166,7 @@ def space(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     return attend(q, k, v)
 
 
-@pattern("time", axes="t", class_token=True, scores=lambda t, y, x: y * x * t**2)
+@pattern("time", axes="t", class_token=True, subset="lines", scores=lambda t, y, x: y * x * t**2)
 def time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
     """Tokens of one position in space meet: S·T² scores. ViViT (2103.15691), models 2 and 3.
 
@@ -184,6 +182,7 @@ def time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
 @pattern(
     "split_heads",
     heads_multiple=2,
+    subset="lines",
     scores=lambda t, y, x: (t * (y * x) ** 2 + y * x * t**2) // 2,
 )
 def split_heads(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
@@ -244,6 +243,7 @@ def width(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend, *, space: Space
     "causal_time",
     axes="t",
     kernel_options=("mask",),
+    subset="lines",
     scores=lambda t, y, x: y * x * t * (t + 1) // 2,
 )
 def causal_time(q: HeadGrid, k: KeyGrid, v: ValueGrid, attend: Attend) -> MixedGrid:
@@ -342,6 +342,7 @@ def _trajectory_parameters(heads: int, channels: int) -> Parameters:
     scores=lambda t, y, x: (t * y * x) ** 2 + t * y * x * t,
     parameters=_trajectory_parameters,
     needs_fixed_positions=False,
+    subset="lines",
     over_devices=False,
 )
 def trajectory(

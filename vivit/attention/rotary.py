@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from vivit.registry import Registry
 
 BASE = 10_000.0
-Coordinates = Float[np.ndarray, "T S 3"]  # (t, y, x) of every token
+Coordinates = Float[np.ndarray | Array, "*B T S 3"]  # (t, y, x) of every token, maybe of each clip
 
 
 def rotated_channels(channels: int) -> int:
@@ -27,6 +27,16 @@ def check_channels(channels: int) -> None:
         )
 
 
+def _cos_and_sin(
+    positions: Float[np.ndarray | Array, "*B T S"], frequencies: Float[np.ndarray, " c"]
+) -> tuple[Float[np.ndarray | Array, "*B T S 1 c"], Float[np.ndarray | Array, "*B T S 1 c"]]:
+    """Returns cosine and sine of each token's angles, for all heads."""
+    angles = (positions[..., None] * frequencies)[..., None, :]
+    if isinstance(angles, np.ndarray):  # of a whole grid: constants, in float64 until here
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
 def rotate(x: Float[Array, "B T S h k"], coordinates: Coordinates) -> Float[Array, "B T S h k"]:
     """Returns queries or keys rotated by their coordinates; scores then depend on distances alone.
 
@@ -39,8 +49,7 @@ def rotate(x: Float[Array, "B T S h k"], coordinates: Coordinates) -> Float[Arra
     for axis in range(3):
         part = x[..., axis * width : (axis + 1) * width].astype(jnp.float32)
         frequencies = BASE ** (-np.arange(width // 2) / (width // 2))
-        angles = (coordinates[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/6]
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = _cos_and_sin(coordinates[..., axis], frequencies)
         first, second = part[..., : width // 2], part[..., width // 2 :]
         parts += [first * cos - second * sin, first * sin + second * cos]
     turned = jnp.concatenate(parts, axis=-1).astype(x.dtype)
@@ -61,10 +70,9 @@ def rotate_as_vjepa2(
     for axis in range(3):
         part = x[..., axis * width : (axis + 1) * width].astype(jnp.float32)
         frequencies = np.tile(BASE ** (-np.arange(width // 2) / (width // 2)), 2)
-        angles = (coordinates[..., axis, None] * frequencies)[None, :, :, None]  # [1, T, S, 1, k/3]
+        cos, sin = _cos_and_sin(coordinates[..., axis], frequencies)
         pairs = part.reshape(*part.shape[:-1], -1, 2)
         turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(part.shape)
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         parts.append(part * cos + turned * sin)
     turned = jnp.concatenate(parts, axis=-1).astype(x.dtype)
     return jnp.concatenate([turned, x[..., 3 * width :]], axis=-1)

@@ -77,8 +77,6 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ValueError(f"{path} has no rows")
     names = [name for name in rows[0] if name not in COLUMNS]
     problems = [f"no column {name!r}" for name in ("path", "split") if name not in rows[0]]
-    if not names:
-        problems.append(f"no column of labels; a label is any column but {', '.join(COLUMNS)}")
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     classes = _classes(path, names, rows)

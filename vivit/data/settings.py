@@ -81,7 +81,7 @@ class DataSettings:
     """What a run reads; the schema of `config.data`.
 
     name: a prepared data set below `root`, or a manifest (.csv, .parquet) of files below `root`.
-    label: the one to train on; "" where task.heads names several.
+    label: the one to train on; "" where task.heads names several, and where none is predicted.
     splits: those to train on and to validate on.
     train_clips: how many clips of the split to train on, drawn at random, the same ones for every
         seed; 0 for all.

@@ -21,7 +21,7 @@ from vivit.data.settings import DataSettings
 from vivit.data.split import Split, check_labels, find_classes
 from vivit.data.whole_clips import open_whole_clips
 from vivit.registry import Registry
-from vivit.tasks import Classify, MultiLabel, Task
+from vivit.tasks import Classify, MultiLabel, Objective, Task
 
 MANIFESTS = (".csv", ".parquet")
 Opener = Callable[[tfds.core.DatasetBuilder, str, DataSettings], Split]
@@ -87,7 +87,7 @@ def _open_tfds(builder: tfds.core.DatasetBuilder, split: str, settings: DataSett
     return open_tfds(builder, split, settings)
 
 
-def open_split(settings: DataSettings, split: str, task: Task | None = None) -> Split:
+def open_split(settings: DataSettings, split: str, task: Objective | None = None) -> Split:
     """Opens a split of the data set that `settings` name.
 
     task: what is predicted; None for the classes of settings.label.
@@ -139,7 +139,7 @@ def find(name: str, root: str | Path) -> Path:
     raise ValueError(f"no data set {name!r} under {str(root)!r}; {way_out}")
 
 
-def _open_manifest(settings: DataSettings, split: str, task: Task | None) -> Split:
+def _open_manifest(settings: DataSettings, split: str, task: Objective | None) -> Split:
     from vivit.data.files import data_root
     from vivit.data.manifest import count_unlabelled, read_manifest
     from vivit.data.video_files import VideoFiles

@@ -8,7 +8,7 @@ import numpy as np
 
 from vivit.data.classes import Classes
 from vivit.data.video import VideoReader
-from vivit.tasks import Classify, Task
+from vivit.tasks import Classify, Objective
 
 NO_TASK = Classify({})
 
@@ -66,7 +66,7 @@ class Split:
     version: str
     digest: str
     unlabelled: Mapping[str, int] = field(default_factory=dict)
-    task: Task = NO_TASK
+    task: Objective = NO_TASK
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -109,7 +109,7 @@ def check_labels(
     name: str,
     split: str,
     classes: Mapping[str, Classes],
-    task: Task,
+    task: Objective,
     *,
     unlabelled: Mapping[str, int],
 ) -> None:

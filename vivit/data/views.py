@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +24,24 @@ AVERAGES.add("probabilities", lambda logits, task: task.mean_probabilities(logit
 
 def make_views(
     settings: ViewsSettings, split: Split, size: tuple[int, int]
-) -> Callable[[Callable[[Array], Logits], Array, Array], Logits]:
+) -> Callable[[Callable[[Array], Any], Array, Array], Any]:
     """Returns (predict, clips [B, V, F, H, W, 3], extents [B, 2]) -> logits averaged over views.
 
-    predict: clips [B, F, h, w, 3] of `size` -> logits. It gets the views one after another, so the
-    memory is that of one view. Raises ValueError where views can't be made, or would be equal.
+    predict: clips [B, F, h, w, 3] of `size` -> logits, or of a single view anything. It gets the
+        views one after another, so the memory is that of one view.
+    Raises ValueError where views can't be made, or would be equal.
     """
     crop, average = make_crop(settings, split, size), AVERAGES[settings.average]
     places = (0.5,) if settings.spatial == 1 else (0.0, 0.5, 1.0)
 
-    def predict_views(predict: Callable[[Array], Logits], clips: Array, extents: Array) -> Logits:
+    def predict_views(predict: Callable[[Array], Any], clips: Array, extents: Array) -> Any:
         count = clips.shape[1]
         if count == settings.spatial == 1:
             return predict(crop(clips[:, 0], extents, 0.5))
         numbers = jnp.repeat(jnp.arange(count), settings.spatial)
         each = jnp.tile(jnp.array(places), count)
         one = lambda x: predict(crop(jnp.take(clips, x[0], axis=1), extents, x[1]))
+        assert isinstance(split.task, Task)  # without labels there is nothing to average
         return average(jax.lax.map(one, (numbers, each)), split.task)
 
     return predict_views

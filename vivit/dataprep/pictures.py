@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from vivit.data.manifest import ClipRow, read_manifest
 from vivit.data.settings import DataSettings, ReadLimits
 from vivit.data.sources import find, open_split
+from vivit.data.split import NO_TASK
 from vivit.data.video import ClipReadError, VideoReader
 from vivit.data.video_files import open_video
 from vivit.dataprep.check import CheckReport
@@ -76,8 +77,9 @@ def describe(folder: str | Path, *, sheet: str | Path | None = None, label: str 
     if "labels" not in metadata:
         raise ValueError(f"{str(folder)!r} was not prepared by vivit")
     lines = [f"{info.name} {info.version}: {metadata.get('format', 'whole clips')}"]
-    lines.append(f"labels: {', '.join(f'{k} ({len(v)})' for k, v in metadata['labels'].items())}")
-    label = label or next(iter(metadata["labels"]))
+    labels = [f"{k} ({len(v)})" for k, v in metadata["labels"].items()]
+    lines.append(f"labels: {', '.join(labels) or 'none'}")
+    label = label or next(iter(metadata["labels"]), "")
     if "largest" in metadata:
         height, width = metadata["largest"]
         lines.append(
@@ -106,19 +108,21 @@ def _describe_split(
     settings: DataSettings, name: str
 ) -> tuple[list[str], list[tuple[str, VideoReader]]]:
     """Returns lines on lengths and classes of some clips, and clips to show with their titles."""
-    data = open_split(settings, name)
+    label = settings.label
+    data = open_split(settings, name, None if label else NO_TASK)
     some = np.unique(np.linspace(0, len(data) - 1, min(512, len(data))).astype(int))
     videos = [data.reader.open(int(i)) for i in some]
     frames, seconds = [len(x.times) for x in videos], [x.seconds for x in videos]
-    names = data.classes[settings.label].names
-    classes = [
-        ", ".join(names[i] for i in np.ravel(x.labels[settings.label])) or "none" for x in videos
-    ]
+    names = data.classes[label].names if label else tuple[str, ...]()
+    titles = [[names[i] for i in np.ravel(x.labels.get(label, ())).tolist()] for x in videos]
+    classes = [", ".join(of_clip) or "none" for of_clip in titles]
     lines = [
         f"of {len(some)} clips: {min(frames)} to {max(frames)} frames, "
         f"{min(seconds):.2f} to {max(seconds):.2f} s",
-        "  " + ", ".join(f"{k} {n}" for k, n in Counter(classes).most_common(8)),
     ]
+    if label:
+        counts = Counter(classes).most_common(8)
+        lines.append("  " + ", ".join(f"{k} {n}" for k, n in counts))
     shown = np.linspace(0, len(videos) - 1, min(8, len(videos))).astype(int)
     return lines, [(f"{name}: {classes[k]}", videos[k]) for k in shown]
 

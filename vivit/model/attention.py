@@ -17,6 +17,7 @@ from vivit.axes import Grid, KeyGrid
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.layout import Layout
+from vivit.model.places import Places
 from vivit.ramps import is_off
 
 # The collection of activations that vivit.analysis reads: queries and keys of every attention, what
@@ -67,8 +68,15 @@ class SelfAttention(nn.Module):
     projection: bool = False
 
     @nn.compact
-    def __call__(self, x: Grid, layer: Any, sizes: Float[Array, "B T S"] | None = None) -> Attended:
-        """sizes: how many spatial tokens each token stands for; None for one each."""
+    def __call__(
+        self,
+        x: Grid,
+        layer: Any,
+        sizes: Float[Array, "B T S"] | None = None,
+        places: Places | None = None,
+    ) -> Attended:
+        """sizes: how many spatial tokens each token stands for; None for one each. places: of the
+        tokens on the clip's grid, if they are not all of them."""
         config, pattern, stage = self.config, self.pattern, self.config.stages[self.i]
         channels = config.width // stage.heads
         dense = partial(Dense, dtype=config.dtype)
@@ -81,7 +89,7 @@ class SelfAttention(nn.Module):
         k, v = (split(name, stage.kv_heads) for name in ("key", "value"))
         if config.qk_norm:
             q, k = self._norm("query_norm", q), self._norm("key_norm", k)
-        q, k = (stage.rope.rotate(heads, self.layout.coordinates()) for heads in (q, k))
+        q, k = (stage.rope.rotate(heads, self.layout.coordinates(places)) for heads in (q, k))
         keys = k.mean(axis=3)
         if sizes is not None:
             q, k = add_log_sizes(q, k, sizes)

@@ -19,15 +19,17 @@ from vivit.model.attention import Attended, SelfAttention, sow
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dropout, DropPath, Mlp
 from vivit.model.layout import Layout
+from vivit.model.places import Places
 from vivit.registry import Registry
 
 
 class Carry(NamedTuple):
-    """What one block hands to the next: tokens, and how many spatial tokens each stands for (None
-    where no reduction counts them)."""
+    """What one block hands to the next: tokens; how many spatial tokens each stands for (None
+    where no reduction counts them); their places (None for the whole grid)."""
 
     x: Grid
     sizes: Float[Array, "B T S"] | None = None
+    places: Places | None = None
 
 
 class Block(nn.Module):
@@ -44,7 +46,7 @@ class Block(nn.Module):
         in the stage.
         """
         config, stage = self.config, self.config.stages[self.i]
-        x, sizes = carry
+        x, sizes, places = carry
         depth_fraction, layer = at
 
         def norm(x, name):
@@ -57,16 +59,16 @@ class Block(nn.Module):
         keys = None
         for pattern in stage.attentions:
             name = stage.block.attention_name(pattern)
-            out, keys = self.attend(pattern, norm(x, name), layer, sizes)
+            out, keys = self.attend(pattern, norm(x, name), layer, sizes, places)
             x = add(x, out, name)
         if stage.reduction.each_layer:
             x, sizes = self._reduce(x, keys, sizes)
         mlp = Mlp(stage.mlp_dim, config.activation, config.dropout, config.dtype, name="mlp")
-        return Carry(add(x, mlp(norm(x, "mlp")), "mlp"), sizes), None
+        return Carry(add(x, mlp(norm(x, "mlp")), "mlp"), sizes, places), None
 
-    def attend(self, pattern: Pattern, x: Grid, layer: Any, sizes: Any) -> Attended:
+    def attend(self, pattern: Pattern, x: Grid, layer: Any, sizes: Any, places: Any) -> Attended:
         """Returns what an attention adds to the normed tokens of the stage's grid."""
-        return self.attention(pattern)(x, layer, sizes)
+        return self.attention(pattern)(x, layer, sizes, places)
 
     def attention(self, pattern: Pattern) -> SelfAttention:
         """Returns the module of an attention of this block."""
@@ -107,15 +109,15 @@ class DividedBlock(Block):
     is averaged over time steps.
     """
 
-    def attend(self, pattern: Pattern, x: Grid, layer: Any, sizes: Any) -> Attended:
+    def attend(self, pattern: Pattern, x: Grid, layer: Any, sizes: Any, places: Any) -> Attended:
         stage = self.config.stages[self.i]
         extra = stage.layout.extra
         if not extra:
-            return self.attention(pattern)(x, layer, sizes)
+            return self.attention(pattern)(x, layer, sizes, places)
         if stage.block.leaves_out(pattern):
-            out, keys = self.attention(pattern)(x[:, :, extra:], layer)
+            out, keys = self.attention(pattern)(x[:, :, extra:], layer, None, places)
             return Attended(jnp.pad(out, ((0, 0), (0, 0), (extra, 0), (0, 0))), keys)
-        out, keys = self.attention(pattern)(x, layer)
+        out, keys = self.attention(pattern)(x, layer, None, places)
         return Attended(tie(out, extra), keys)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
-from vivit.axes import Clips, Grid
+from vivit.axes import Clips, NewGrid
 from vivit.model.config import ModelConfig
 from vivit.model.layers import flat_product
+from vivit.model.places import Places, take
 from vivit.registry import Registry
 
 SampledClips = Shaped[Array | np.ndarray, "B F2 H W C"]
@@ -51,7 +52,8 @@ class Tubelet(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, clips: Clips) -> Grid:
+    def __call__(self, clips: Clips, places: Places | None = None) -> NewGrid:
+        """places: of the tokens that are made; None for all."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         t, h, w = config.tubelet
         frames = jnp.asarray(config.embedding.sample(clips, t))
@@ -61,6 +63,8 @@ class Tubelet(nn.Module):
             scale, shift = (255 * std).astype(dtype), (mean / std).astype(dtype)
             frames = frames.astype(dtype) / scale - shift
         patches = rearrange(frames, "B (T t) (Y h) (X w) C -> B T (Y X) (t h w C)", t=t, h=h, w=w)
+        if places is not None:
+            patches = take(patches, places)
         shape = (t, h, w, clips.shape[-1], config.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3)), shape)
         bias = self.param("bias", nn.initializers.zeros, (config.width,))
@@ -197,8 +201,10 @@ class Position(nn.Module):
         return jnp.concatenate([row, table])
 
 
-def on_grid(table: Table, axes: str, grid: Grid) -> Float[Array, "1 #T #S D"]:
-    """Returns a table of the axes "t", "s" or "ts" as a grid that broadcasts over the others."""
-    _, t, s, d = grid.shape
-    shape = {"t": (1, -1, 1, d), "s": (1, 1, -1, d), "ts": (1, t, s, d)}
-    return table.reshape(shape[axes])
+def on_grid(table: Table, axes: str, shape: tuple[int, int]) -> Float[Array, "1 #T #S D"]:
+    """Returns a table of the axes "t", "s" or "ts" as a grid that broadcasts over the others.
+
+    shape: T and S of the whole grid.
+    """
+    shapes = {"t": (1, -1, 1), "s": (1, 1, -1), "ts": (1, *shape)}
+    return table.reshape(*shapes[axes], table.shape[-1])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vivit.model.places import Places, take
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -75,8 +77,16 @@ class Layout:
         wider = jnp.pad(source, ((0, 0), (0, 0), (self.extra, 0), (self.extra, 0)))
         return wider.at[:, :, jnp.arange(self.extra), jnp.arange(self.extra)].set(1)
 
-    def coordinates(self) -> Float[np.ndarray, "T S 3"]:
-        """Returns (t, y, x) of every token, 0 for the extra ones."""
+    def at(self, places: Places | None) -> "Layout":
+        """Returns the layout of the grid that has only the tokens at these places; None for all."""
+        return self if places is None else replace(self, steps=places.shape[1])
+
+    def coordinates(
+        self, places: Places | None = None
+    ) -> Float[np.ndarray, "T S 3"] | Float[Array, "B T2 S2 3"]:
+        """Returns (t, y, x) of every token, or of those at some places; 0 for the extra ones."""
+        if places is not None:
+            return self.insert(take(jnp.asarray(self.bare.coordinates())[None], places))
         axes = np.meshgrid(*map(np.arange, (self.steps, *self.space)), indexing="ij")
         table = np.stack(axes, axis=-1).reshape(self.steps, -1, 3).astype(np.float32)
         if self.axis == "ts":

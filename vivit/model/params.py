@@ -18,7 +18,7 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(stage[n] for n in layers))
         return {**rest, "layers": stacked}
 
-    return {n: convert(v) if n.startswith("stage_") else v for n, v in params.items()}
+    return {n: convert(v) if _has_layers(n) else v for n, v in params.items()}
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,4 +36,9 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {**rest, **layers}
 
-    return {n: convert(v) if n.startswith("stage_") else v for n, v in params.items()}
+    return {n: convert(v) if _has_layers(n) else v for n, v in params.items()}
+
+
+def _has_layers(name: str) -> bool:
+    """Returns whether parameters of this name are those of a stage, or of a decoder."""
+    return name.startswith("stage_") or name == "decoder"

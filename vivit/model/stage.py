@@ -21,6 +21,7 @@ from vivit.model.block import Carry, Reduce
 from vivit.model.config import ModelConfig
 from vivit.model.embed import Position, on_grid
 from vivit.model.layers import Dropout
+from vivit.model.places import Places, take
 from vivit.registry import Registry
 
 REMAT: Registry[Callable[..., Any]] = Registry("remat")
@@ -45,22 +46,24 @@ class Stage(nn.Module):
     i: int
 
     @nn.compact
-    def __call__(self, x: Grid) -> NewGrid:
+    def __call__(self, x: Grid, places: Places | None = None, *, pool: bool = True) -> NewGrid:
+        """places: of the tokens on the clip's grid, if they are not all of them. pool: False leaves
+        out the readout."""
         config, stage = self.config, self.config.stages[self.i]
-        reduction, layout = stage.reduction, stage.layout
-        x = self._add_positions_and_extra(x)
+        reduction, layout = stage.reduction, stage.layout.at(places)
+        x = self._add_positions_and_extra(x, places)
         if config.pre_norm and self.i == 0:
             x = nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name="pre_norm")(x)
         if reduction != NO_REDUCTION and not reduction.each_layer:
             x = Reduce(config, self.i, name="reduce")(x)
-        carry = Carry(x, jnp.ones(x.shape[:3]) if reduction.each_layer else None)
-        x, sizes = self._blocks(carry)
+        carry = Carry(x, jnp.ones(x.shape[:3]) if reduction.each_layer else None, places)
+        x, sizes, _ = self._blocks(carry)
         if stage.norm:
             x = nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name="norm")(x)
-        if not stage.readout.class_token:
+        if not stage.readout.class_token or not pool:
             x = layout.remove(x, by_step=reduction == NO_REDUCTION)
             sizes = None if sizes is None else sizes[:, :, layout.extra :]
-        return self._pool(x, sizes) if stage.pool_axes else x
+        return self._pool(x, sizes) if stage.pool_axes and pool else x
 
     def _pool(self, x: Grid, sizes: Float[Array, "B T S"] | None) -> NewGrid:
         stage = self.config.stages[self.i]
@@ -72,14 +75,19 @@ class Stage(nn.Module):
         sow(self, weights=pooled.weights)
         return pooled.out
 
-    def _add_positions_and_extra(self, x: Grid) -> NewGrid:
+    def _add_positions_and_extra(self, x: Grid, places: Places | None) -> NewGrid:
         config, stage = self.config, self.config.stages[self.i]
         row = None  # the class token's
         if stage.lengths:
             table = Position(config, self.i, name="position")()
             if stage.layout.class_token:
                 row, table = table[:1], table[1:]
-            x = x + on_grid(table, stage.position_axes, x).astype(x.dtype)
+            steps, (rows, columns) = stage.layout.steps, stage.layout.space
+            whole = (x.shape[1], x.shape[2]) if places is None else (steps, rows * columns)
+            table = on_grid(table, stage.position_axes, whole)
+            if places is not None:
+                table = take(jnp.broadcast_to(table, (1, *whole, config.width)), places)
+            x = x + table.astype(x.dtype)
         if stage.layout.axis:
             x = stage.layout.insert(x, self._extra_tokens(row).astype(x.dtype))
         return Dropout(config.dropout)(x) if stage.lengths else x

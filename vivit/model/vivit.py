@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from vivit.axes import Clips, Logits
+from vivit.axes import Clips, Logits, NewGrid
 from vivit.model.config import ModelConfig
 from vivit.model.embed import Tubelet
+from vivit.model.places import Places
 from vivit.model.resolve import resolve
 from vivit.model.settings import ModelSettings
 from vivit.model.stage import Stage
@@ -49,17 +50,38 @@ class ViViT(nn.Module):
 
         Raises ValueError for clips of another size than the model's.
         """
+        self._check(clips)
+        x = self.tokens(clips)  # [B, T, S, D]
+        for stage in self.encoder:
+            x = stage(x)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        return nn.tanh(self.hidden(x)) if self.config.pre_logits else x
+
+    def encode(self, clips: Clips, places: Places | None = None) -> NewGrid:
+        """The tokens that the last stage's readout gets, normed: `method="encode"`.
+
+        places: numbers [B, T', S'] of the tokens that are seen, in row-major order of the grid; the
+        others are left out from the start. None for all. `check_places` says which models can.
+        """
+        self._check(clips)
+        x = self.tokens(clips, places)
+        for stage in self.encoder[:-1]:
+            x = stage(x, places)
+        return self.encoder[-1](x, places, pool=False)
+
+    @nn.nowrap
+    def example(self) -> tuple[Array, ...]:
+        """Returns what `init` and `apply` take, of one clip."""
+        return (jnp.zeros((1, *self.config.clip, 3)),)
+
+    @nn.nowrap
+    def _check(self, clips: Clips) -> None:
         clip = self.config.clip
         if clips.shape[1:] != (*clip, 3):
             raise ValueError(
                 f"clips of shape {clips.shape[1:]} for a model of {(*clip, 3)} (F, H, W, C); "
                 f"set model.clip={clips.shape[1:4]} or sample clips of the model's size"
             )
-        x = self.tokens(clips)  # [B, T, S, D]
-        for stage in self.encoder:
-            x = stage(x)
-        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        return nn.tanh(self.hidden(x)) if self.config.pre_logits else x
 
     @nn.nowrap
     def with_settings(self, **changes: Any) -> "ViViT":

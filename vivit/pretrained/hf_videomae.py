@@ -7,18 +7,25 @@ from typing import Any
 
 from vivit.pretrained import torch_names as hf
 from vivit.pretrained.files import Archive
-from vivit.pretrained.sources import LoadHints, Rule, SourceModel, apply_rules, depth_of, source
+from vivit.pretrained.sources import (
+    AROUND,
+    LoadHints,
+    Rule,
+    SourceModel,
+    apply_rules,
+    depth_of,
+    source,
+)
 
 ROOT = r"(?:videomae\.)?"
 LAYER = rf"{ROOT}encoder\.layer\.(\d+)"
-ATTENTION = rf"{LAYER}\.attention"
-DECODER = r"(?:decoder\..*|mask_token|encoder_to_decoder\.weight)"
+DECODER_LAYER = r"decoder\.decoder_layers\.(\d+)"
 
 
 @source("hf_videomae", about="HuggingFace VideoMAE folder", recognises=hf.is_model("videomae"))
 def read_videomae(archive: Archive, hints: LoadHints) -> SourceModel:
-    """Returns the model. Without a classifier the decoder is dropped, and the mean of the encoder's
-    tokens is read."""
+    """Returns the model. Without a classifier the mean of the encoder's tokens is read, and the
+    decoder is for the task "mae" alone."""
     config, arrays = archive.config, archive.arrays
     shape = hf.sizes(config)
     heads = shape["heads"]
@@ -33,21 +40,39 @@ def read_videomae(archive: Archive, hints: LoadHints) -> SourceModel:
         position="sinusoidal_interleaved",
         **_readout(archive, depth_of(arrays, LAYER)),
     )
-    path = r"stage_0/layer_\1"
-    attention = f"{path}/attention_joint"
-    named = lambda part: rf"{ATTENTION}\.attention\.{part}"
     rules = [
         *hf.patch_rules(rf"{ROOT}embeddings\.patch_embeddings\.projection"),
-        *hf.attention_rules(named, attention, heads, out=rf"{ATTENTION}\.output\.dense"),
-        Rule(rf"{ATTENTION}\.attention\.q_bias", f"{attention}/query/bias", hf.to_heads(heads)),
-        Rule(rf"{ATTENTION}\.attention\.v_bias", f"{attention}/value/bias", hf.to_heads(heads)),
-        *hf.block_rules(LAYER, path, "joint"),
+        *_layer_rules(LAYER, r"stage_0/layer_\1", heads),
         *hf.norm_rules(rf"{ROOT}layernorm", "stage_0/norm"),
         *hf.norm_rules("fc_norm", "stage_0/pool/norm"),
-        Rule(DECODER, why="the decoder of pre-training"),
+        *_decoder_rules(config.get("decoder_num_attention_heads", 1)),
         *hf.HEAD,
     ]
     return apply_rules(model, arrays, rules)
+
+
+def _layer_rules(layer: str, path: str, heads: int) -> list[Rule]:
+    attention, source = f"{path}/attention_joint", rf"{layer}\.attention"
+    named = lambda part: rf"{source}\.attention\.{part}"
+    return [
+        *hf.attention_rules(named, attention, heads, out=rf"{source}\.output\.dense"),
+        Rule(rf"{source}\.attention\.q_bias", f"{attention}/query/bias", hf.to_heads(heads)),
+        Rule(rf"{source}\.attention\.v_bias", f"{attention}/value/bias", hf.to_heads(heads)),
+        *hf.block_rules(layer, path, "joint"),
+    ]
+
+
+def _decoder_rules(heads: int) -> list[Rule]:
+    """Returns the rules of what `vivit.pretraining.mae` has around the encoder."""
+    rules = [
+        *_layer_rules(DECODER_LAYER, r"decoder/layer_\1", heads),
+        *hf.norm_rules(r"decoder\.norm", "norm"),
+        *hf.dense_rules(r"decoder\.head", "pixels"),
+        Rule(r"encoder_to_decoder\.weight", "narrow/kernel", hf.transposed),
+        Rule("mask_token", "mask_token", lambda x: x[0, 0]),
+    ]
+    why = "the decoder of pre-training"
+    return [rule._replace(path=f"{AROUND}{rule.path}", why=why) for rule in rules]
 
 
 def _readout(archive: Archive, depth: int) -> dict[str, Any]:

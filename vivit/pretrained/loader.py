@@ -34,11 +34,13 @@ SIZE_FIELDS = ("width", "depth", "heads", "mlp_dim")
 
 class Pretrained(NamedTuple):
     """model_config: what `vivit.build` takes. params: of that model. report: the result for every
-    array of the file and every parameter."""
+    array of the file and every parameter. around: what the file has for a network of pre-training
+    around the model."""
 
     model_config: dict[str, Any]
     params: dict[str, Any]
     report: Report
+    around: dict[str, Any]
 
 
 def load(
@@ -102,9 +104,10 @@ def load(
     for name in arrays:  # one by one, so that there are never two copies of all
         arrays[name] = jnp.asarray(arrays[name])
     tree = unflatten_dict(arrays, sep="/")
-    return Pretrained(
-        model_config, stack_layers(tree) if model_config.get("scan") else tree, report
-    )
+    around = unflatten_dict({k: jnp.asarray(v) for k, v in source.around.items()}, sep="/")
+    if model_config.get("scan"):
+        tree, around = stack_layers(tree), stack_layers(around)
+    return Pretrained(model_config, tree, report, around)
 
 
 def read_model(

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax.traverse_util import unflatten_dict
@@ -16,7 +17,7 @@ from vivit.model.upgrade import upgrade_model
 from vivit.pretrained.files import Archive, Arrays, flat_params, read_json_object
 from vivit.pretrained.sources import LoadHints, SourceModel, source
 from vivit.records import record
-from vivit.tasks import Classify, make_task
+from vivit.tasks import Classify, make_objective
 
 FORMAT = "vivit"  # in the config.json of a portable folder
 
@@ -38,7 +39,7 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
         path, checkpoint = path.parent.parent, path.name
     run = read_workdir(path)
     import_modules(run.imports, copies=path / IMPORTS)
-    task = make_task(run.task.name, run.heads)
+    task = make_objective(run.task.name, run.heads)
     with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
         try:
             step = checkpoints.resolve(checkpoint)
@@ -46,7 +47,8 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
             if checkpoint != "best" or "score" not in str(error):
                 raise
             step = checkpoints.resolve("latest")
-        arrays = flat_params(checkpoints.read_params(step))
+        params, around = task.split(checkpoints.read_params(step))
+        arrays = flat_params({**params, **({"around": around} if around else {})})
     config = path / "config.json"
     hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
     labels = read_data_record(path).get("class_names", ())
@@ -75,14 +77,16 @@ def read_vivit(archive: Archive, hints: LoadHints) -> SourceModel:
     """Returns any model of vivit; scanned layers are unrolled."""
     separator = "/" if archive.format == "run" else "."
     tree = unflatten_dict(dict(archive.arrays), sep=separator)
+    around: dict[str, Any] = tree.pop("around", {})  # pyright: ignore[reportAssignmentType]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        arrays = flat_params(unstack_layers(tree))
+        arrays, around = (flat_params(unstack_layers(x)) for x in (tree, around))
     settings = record(ModelSettings, upgrade_model(archive.config["model"]), at="model")
     task = archive.config.get("task", {"name": "classify", "heads": []})
     heads = Classify(dict(task["heads"])).heads
     return SourceModel(
         asdict(settings),
         params=arrays,
+        around=around,
         origins={path: path.replace("/", separator) for path in arrays},
         labels=tuple(archive.config.get("labels", ())),
         task=task["name"],

@@ -19,7 +19,8 @@ class Rule(NamedTuple):
     """What an array of a file is.
 
     pattern: a regex of the whole name in the file.
-    path: of the parameter, with the pattern's groups; "" for an array that is dropped.
+    path: of the parameter, with the pattern's groups; "" for an array that is dropped. With AROUND
+        before it, of one that pre-training has around the model.
     transform: array -> array, or -> {end of a path: array} for an array of several parameters,
         whose paths start with `path`.
     why: the reason that the array is dropped.
@@ -29,6 +30,9 @@ class Rule(NamedTuple):
     path: str = ""
     transform: Callable[[np.ndarray], np.ndarray | Arrays] | None = None
     why: str = ""
+
+
+AROUND = "around/"
 
 
 class LoadHints(NamedTuple):
@@ -48,6 +52,7 @@ class SourceModel:
     """The model of a file, in the names of vivit.
 
     model_config: fields of ModelSettings. params: by path. origins: path -> name in the file.
+    around: parameters of the networks of pre-training, which contain the model, by path.
     changed: paths whose array was transformed. dropped: name in the file -> why. problems: found
     in the file so far. labels: names of the classes. groups: name -> (start, end) of classes, for
     the head of several tasks. task: of TASKS, what the head predicts.
@@ -55,6 +60,7 @@ class SourceModel:
 
     model_config: dict[str, Any]
     params: Arrays = field(default_factory=dict)
+    around: Arrays = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -135,6 +141,10 @@ def _apply_rule(
         return
     for tail, value in (made if isinstance(made, dict) else {"": made}).items():
         part = path + tail
+        if part.startswith(AROUND):
+            model.around[part.removeprefix(AROUND)] = np.asarray(value, np.float32)
+            model.dropped[name] = rule.why
+            continue
         if part in model.params:
             model.problems.append(f"doubly matched: {name} and {model.origins[part]} for {part}")
             continue

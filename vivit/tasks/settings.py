@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 class TaskSettings:
     """What a model predicts of a clip; the schema of `config.task`.
 
-    name: of TASKS: "classify", one class of each label by softmax, or "multi_label", any number of
-        classes by sigmoid.
+    name: of TASKS, with its options: "classify", one class of each label by softmax, "multi_label",
+        any number of classes by sigmoid, or "mae(mask='tube(0.9)')", which learns from clips alone:
+        data.label is then "" and model.classes is 0.
     heads: label -> number of classes, for several labels at once: {"noun": 300, "verb": 97}. The
         logits of all heads follow each other in the order of the labels' names, so model.classes is
         the sum, and data.label is "". {} for data.label alone.

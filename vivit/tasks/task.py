@@ -6,7 +6,7 @@ owns the targets, the loss, the metrics, and the scores that an evaluation keeps
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from vivit.axes import Logits
-from vivit.objective import Sums, Valid
+from vivit.objective import Sums
 from vivit.ramps import Strength
-from vivit.registry import Registry
-
-Batch = Mapping[str, Array]
-Values = Float[Array, " B"]  # of each clip
-Labels = Shaped[Array, "B ..."]  # of a batch, as a task's `encode` makes them
-
-
-class Head(NamedTuple):
-    """A label, and its part of the logits: `classes` of them from number `start` on."""
-
-    label: str
-    classes: int
-    start: int
-
-    def of(self, logits: Any) -> Any:
-        """Returns the head's part of logits [..., all classes]."""
-        return logits[..., self.start : self.start + self.classes]
+from vivit.tasks.objective import Batch, Head, Labels, Objective, Values, weighted_sums
 
 
 class HeadScores(ABC):
@@ -67,20 +51,18 @@ class HeadScores(ABC):
         """Returns "class", "clips" and fractions of each class; None for those of no clips."""
 
 
-class Task(ABC):
+class Task(Objective):
     """What a model predicts of a clip. Subclasses say what the heads have in common.
 
     titles: what pages call the metrics of a head that are fractions, the most important first;
         checkpoints are compared by it. joint: the one of them that counts for a clip where every
         head has it, as `HeadScores.right` has; "" for none, and then heads are compared by the mean
         of their first metrics.
-    several: whether a clip may have several classes of a label. mixes: whether the loss is linear
-        in the targets, so that that of a mixture of clips is the mixture of the losses.
+    several: whether a clip may have several classes of a label.
     """
 
     titles: ClassVar[Mapping[str, str]]
     joint: ClassVar[str] = ""
-    several: ClassVar[bool] = False
     mixes: ClassVar[bool] = True
 
     def __init__(self, heads: Mapping[str, int]) -> None:
@@ -89,17 +71,12 @@ class Task(ABC):
         placed = zip(heads.items(), starts, strict=False)
         self.heads: tuple[Head, ...] = tuple(Head(*head, int(start)) for head, start in placed)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(head.label for head in self.heads)
-
     def key(self, head: Head, name: str) -> str:
         """Returns what a metric of a head is called: with several heads, after its label."""
         return name if len(self.heads) == 1 else f"{head.label}_{name}"
 
     @property
     def best(self) -> str:
-        """The metric by which checkpoints are compared."""
         first = next(iter(self.titles))
         if len(self.heads) == 1:
             return first
@@ -110,7 +87,6 @@ class Task(ABC):
         return self.titles
 
     def columns(self) -> dict[str, str]:
-        """Returns metric -> title of all heads, the most important first, for tables."""
         if len(self.heads) == 1:
             return dict(self.shown(self.heads[0]))
         kind, _, name = self.best.partition("_")
@@ -123,19 +99,14 @@ class Task(ABC):
     # The labels of a batch.
 
     @abstractmethod
-    def encode(self, labels: Mapping[str, Any]) -> np.ndarray:
-        """Returns a clip's label -> class, or classes, as an array of one shape for all clips."""
+    def encode(self, labels: Mapping[str, Any]) -> np.ndarray: ...
 
     @abstractmethod
     def decode(self, labels: Any) -> dict[str, tuple[int, ...]]:
         """Returns label -> class numbers of one clip's encoded labels."""
 
     @abstractmethod
-    def mirrored(self, labels: Labels, flips: Sequence[Sequence[int]]) -> Labels:
-        """Returns the labels of the mirror images of clips.
-
-        flips: of each head, the class number of each class's mirror image.
-        """
+    def mirrored(self, labels: Labels, flips: Sequence[Sequence[int]]) -> Labels: ...
 
     @abstractmethod
     def target(self, labels: Any, number: int) -> Any:
@@ -143,7 +114,6 @@ class Task(ABC):
 
     @property
     def no_classes(self) -> dict[str, Any]:
-        """What is encoded of a clip that has no labels: padding, and clips of unknown classes."""
         return {head.label: () if self.several else 0 for head in self.heads}
 
     # One head.
@@ -206,6 +176,9 @@ class Task(ABC):
             values |= {self.key(head, name): value for name, value in metrics.items()}
         return weighted_sums(values, valid)
 
+    def kept(self, outputs: Any) -> dict[str, Array]:
+        return {"logits": outputs}
+
     def probabilities(self, logits: Any) -> Any:
         """Returns the probabilities of all classes, head by head."""
         return self._by_head(self.head_probabilities, logits)
@@ -219,13 +192,3 @@ class Task(ABC):
         if len(parts) == 1:
             return parts[0]
         return (jnp if isinstance(logits, jax.Array) else np).concatenate(parts, axis=-1)
-
-
-# Name -> a class made of the heads. An entry of a user's module runs with task.name.
-TASKS: Registry[Callable[[Mapping[str, int]], Task]] = Registry("task")
-
-
-def weighted_sums(values: Mapping[str, Values], valid: Valid) -> Sums:
-    """Returns the sum of each metric over the valid clips, and their number."""
-    count = valid.sum()
-    return {name: ((value * valid).sum(), count) for name, value in values.items()}

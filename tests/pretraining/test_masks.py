@@ -1,0 +1,141 @@
+"""Masks, and encoders that see a part of the tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vivit
+from vivit.model.places import check_places, put, take
+from vivit.pretraining.masks import MASKS, hidden_from, mask
+
+GRID = (4, 4, 6)
+KEYS = jax.random.split(jax.random.key(0), 5)
+SEEN = {
+    "tube(0.75)": (4, 6),
+    "frame(0.5)": (2, 24),
+    "random(0.9)": (1, 10),
+    "running_cell": (1, 48),
+    "running_cell(0.25)": (1, 72),
+}
+MODEL = {
+    "clip": (4, 16, 16), "classes": 0, "width": 48, "depth": 2, "heads": 2, "mlp_dim": 64,
+    "tubelet": (2, 4, 4), "family": "joint",
+}  # fmt: skip
+# Name -> what it changes of MODEL.
+ENCODERS = {
+    "learned": {},
+    "rotary": {"position": "none", "rope": "3d"},
+    "scanned": {"position": "none", "rope": "3d_vjepa2", "scan": True, "remat": "full"},
+    "class token": {"readout": "cls", "registers": 2},
+    "self-attention": {"family": "factorised_self_attention"},
+    "split heads": {"family": "factorised_dot_product"},
+    "divided": {"family": "divided", "readout": "cls"},
+}
+CLIPS = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3)).astype(np.float32)
+ALL = jnp.broadcast_to(jnp.arange(32).reshape(2, 16), (2, 2, 16))
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_mask_leaves_equally_many_tokens_of_each_clip(name):
+    chosen = MASKS[name]
+    assert chosen.shape(GRID) == SEEN[name]
+    seen = np.asarray(chosen(KEYS, GRID))
+    assert seen.shape == (5, *SEEN[name])
+    hidden = np.asarray(hidden_from(jnp.asarray(seen), 96))
+    for one, rest in zip(seen.reshape(5, -1), hidden, strict=True):
+        assert (np.diff(one) > 0).all()
+        assert (np.diff(rest) > 0).all()
+        assert sorted([*one, *rest]) == list(range(96))
+    assert (seen[0] != seen[1]).any() or (seen[0] != seen[2]).any()
+    np.testing.assert_array_equal(chosen(KEYS[3:], GRID), seen[3:])  # of its own key alone
+    if chosen.lines:
+        places, steps = seen % 24, seen // 24
+        assert (places == places[:, :1]).all()
+        assert (steps == steps[:, :, :1]).all()
+
+
+def test_a_running_cell_hides_half_of_each_cell_and_moves_on():
+    seen = np.zeros((5, 96), bool)
+    np.put_along_axis(seen, np.asarray(MASKS["running_cell"](KEYS, GRID))[:, 0], True, axis=1)
+    cells = seen.reshape(5, 4, 2, 2, 3, 2).transpose(0, 1, 2, 4, 3, 5).reshape(5, 4, 6, 4)
+    assert (cells.sum(axis=3) == 2).all()
+    assert (cells == cells[:, :, :1]).all()  # all cells of a time step alike
+    np.testing.assert_array_equal(np.roll(cells[:, :-1], 1, axis=3), cells[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "message"),
+    [
+        ("tube(0.01)", GRID, "every token of a grid of 4 x 4 x 6 is seen"),
+        ("tube(1.5)", GRID, "ratio=1.5, is not between 0 and 1"),
+        ("random(nan)", GRID, "are written like random"),
+        ("running_cell", (4, 3, 4), "cells of 2 x 2 tokens, and a time step has 3 x 4"),
+        ("tubes", GRID, "unknown mask 'tubes'; known: frame, random"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(name, grid, message):
+    with pytest.raises(ValueError, match=message):
+        MASKS[name].shape(grid)
+
+
+def test_a_mask_that_leaves_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(MASKS, "_items", dict(MASKS._items))
+
+    @mask("nothing", lines=False)
+    def nothing(key, *, grid):
+        return jnp.zeros((1, 0), jnp.int32)
+
+    with pytest.raises(ValueError, match="no token of a grid"):
+        MASKS["nothing"].shape(GRID)
+
+
+def encoder(name, **changes):
+    model = vivit.build({**MODEL, **ENCODERS[name], **changes})
+    params = model.init(jax.random.key(0), jnp.zeros((1, *model.config.clip, 3)))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    encode = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))
+    return model, tree.unflatten(moved), lambda p, *inputs: encode({"params": p}, *inputs)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_all_places_are_the_whole_grid_and_hidden_pixels_are_not_seen(name):
+    model, params, encode = encoder(name)
+    whole = encode(params, CLIPS)
+    assert whole.shape == (2, 2, 16, 48)
+    np.testing.assert_allclose(encode(params, CLIPS, ALL), whole, atol=2e-5)
+    seen = MASKS["tube(0.5)"](KEYS[:2], model.config.grid)
+    out = encode(params, CLIPS, seen)
+    assert np.abs(out - take(whole, seen)).max() > 1e-3  # the others are missing
+    hidden = put(jnp.ones((*seen.shape, 1)), seen, (2, 16)) == 0
+    pixels = hidden.reshape(2, 2, 4, 4).repeat(2, 1).repeat(4, 2).repeat(4, 3)[..., None]
+    np.testing.assert_array_equal(encode(params, np.where(pixels, 7.0, CLIPS), seen), out)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_first_time_step_alone_is_a_clip_of_one_time_step(name):
+    """Positions, rotations and class tokens are those of the places."""
+    _, params, encode = encoder(name)
+    short, _, encode_short = encoder(name, clip=(2, 16, 16))
+    like = jax.eval_shape(lambda: short.init(jax.random.key(0), *short.example()))["params"]
+    cut = jax.tree.map(lambda x, y: x[: y.shape[0]], params, like)
+    expected = encode_short(cut, CLIPS[:, :2])
+    np.testing.assert_allclose(encode(params, CLIPS, ALL[:, :1]), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "message"),
+    [
+        ({"family": "factorised_encoder(1)"}, True, "stage 0 pools 's' before the last stage"),
+        ({"family": "axial"}, True, "'height', which needs the whole grid; use 'joint'"),
+        ({"family": "window(1, 2, 2)"}, True, "'window', which needs the whole grid"),
+        ({"family": "factorised_dot_product"}, False, "must be the same places of whole time"),
+        ({"stages": ({"depth": 1, "attentions": ("joint",), "pool": "mean",
+                      "reduce": "token_learner(2)"},)}, True, "stage 0 reduces tokens"),
+    ],
+)  # fmt: skip
+def test_a_model_that_needs_the_whole_grid_is_refused(changes, lines, message):
+    with pytest.raises(ValueError, match=message):
+        check_places(vivit.build({**MODEL, **changes}).config, lines=lines)

@@ -1,0 +1,1 @@
+"""Pre-training without labels: masks, and what is learned from clips whose tokens are hidden."""
