@@ -16,7 +16,7 @@ def get_config():
     config.augment.short_side = (68, 84)
     config.model.update(width=96, depth=3, heads=4, mlp_dim=192)
     config.model.update(clip=(8, 64, 64), classes=2, family="factorised_encoder(temporal_depth=2)")
-    config.model.tubelet = (2, 16, 16)
-    config.optim.update(name="adamw(b2=0.98)", lr=1e-3, warmup_fraction=0.1)
-    config.train.update(steps=300, eval_every=100, checkpoint_every=100)
+    config.model.tubelet = (2, 8, 8)
+    config.optim.update(name="adamw(b2=0.98)", lr=2e-3, warmup_fraction=0.1)
+    config.train.update(steps=2000, eval_every=250, checkpoint_every=250, average_decay=0.98)
     return config

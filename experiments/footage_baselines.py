@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(
         "experiments.footage_baselines",
         __doc__,
-        "python -m experiments.footage_baselines data/real_video/3/real_video.csv",
-        "python -m experiments.footage_baselines data/real_video/4/real_video.csv > table.md",
+        "python -m experiments.footage_baselines data/real_video/3_films/real_video.csv",
+        "python -m experiments.footage_baselines data/real_video/4_films/real_video.csv > table.md",
     )
     parser.add_argument("manifest", type=Path, help="as experiments.real_video writes it")
     manifest = parser.parse_args(argv).manifest

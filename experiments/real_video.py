@@ -23,7 +23,8 @@ FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")  # in scikit-
 CLIP_FRAMES = 10
 SPEEDS = (1, 3)
 PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}  # of a film
-STARTS = {"train": 40, "validation": 10, "test": 10}  # at most, per film, direction and speed
+# At most, per film, direction and speed: all windows of films of less than 40 s.
+STARTS = {"train": 1000, "validation": 1000, "test": 1000}
 SEED = 0
 
 
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         run("vivit.evaluate", f"--workdir={workdir}")
         return
     films = [footage_folder() / name for name in FILMS] + arguments.films
-    manifest = cut_clips(films, arguments.folder / str(len(films)))
+    manifest = cut_clips(films, arguments.folder / f"{len(films)}_films")
     run("vivit.data", "check", manifest, f"--frames={CLIP_FRAMES}", "--decode")
     run("vivit.data", "prepare", manifest, arguments.data)
     run("vivit.data", "describe", arguments.data / "real_video")

@@ -50,6 +50,7 @@ FLOORS = {
     "vivit.evaluate": 3,
     "vivit.metrics_log": 3,
     "vivit.predict": 3,
+    "vivit.probe": 4,
     "vivit.predictions": 3,
     "vivit.preemption": 3,
     "vivit.profiling": 3,

@@ -24,6 +24,7 @@ COMMANDS = (
     "vivit.evaluate",
     "vivit.predict",
     "vivit.pretrained.__main__",
+    "vivit.probe",
     "vivit.train",
 )
 

@@ -187,6 +187,7 @@ def test_the_encoder_is_what_a_classifier_starts_from(run, tmp_path, data_root):
     ("override", "message"),
     [
         ("--config.model.classes=8", "task mae has no classes: set model.classes=0"),
+        ("--config.model.readout=map_head", "trains no readout with parameters"),
         ("--config.model.family=factorised_encoder", "stage 0 pools 's' before the last stage"),
         ("--config.augment.mixup=0.2", "the loss of task Mae is not linear in its targets"),
         ("--config.train.label_smoothing=0.1", "label_smoothing=0.1: there are no labels"),

@@ -31,6 +31,7 @@ ENCODERS = {
     "self-attention": {"family": "factorised_self_attention"},
     "split heads": {"family": "factorised_dot_product"},
     "divided": {"family": "divided", "readout": "cls"},
+    "trajectory": {"family": "trajectory"},
 }
 CLIPS = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3)).astype(np.float32)
 ALL = jnp.broadcast_to(jnp.arange(32).reshape(2, 16), (2, 2, 16))

@@ -184,6 +184,11 @@ class Mae(Objective):
         config = model.config
         if config.classes:
             raise ValueError("task mae has no classes: set model.classes=0")
+        if config.pre_logits or config.stages[-1].readout.module is not None:
+            raise ValueError(
+                "task mae trains no readout with parameters: set model.readout='mean' and "
+                "pre_logits=None; what is fine-tuned from the run may have others"
+            )
         check_places(config, lines=self.mask.lines)
         decoder = replace(config.settings, **self._decoder)
         steps, places = self.mask.shape(config.grid)
