@@ -28,6 +28,7 @@ from vivit.data.split import Split
 from vivit.data.video import VideoReader
 from vivit.data.views import make_views
 from vivit.describe import batch_shapes, parse_mesh, units
+from vivit.model.network import Network
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.run import check_batch_size
@@ -79,7 +80,7 @@ class Steps:
 
     target: Target
     batch_size: int
-    model: vivit.ViViT
+    network: Network
     parallel: Parallel
     train: StepToCompile
     evaluate: StepToCompile
@@ -134,7 +135,7 @@ def make_steps(
     return Steps(
         target,
         batch_size,
-        model,
+        network,
         parallel,
         StepToCompile(lambda: train.lower(state, batch), whole, options),
         StepToCompile(lambda: evaluate.lower(state.eval_params, of_views), parameters, options),
@@ -158,9 +159,9 @@ def compile_for(steps: Steps) -> dict[str, Any]:
     "train" and "evaluate" have bytes per chip, or the reason in "error" where a step does not
     compile; "bounds" are seconds, and the largest share of the peak (MFU).
     """
-    counts, target = count(steps.model), steps.target
+    counts, target = count(steps.network), steps.target
     flops = TRAINING_FLOPS * counts["multiply_adds"] * steps.batch_size
-    peak = target.chip.flops[steps.model.config.dtype] * len(target.devices)
+    peak = target.chip.flops[steps.network.config.dtype] * len(target.devices)
     return {
         "target": target.name,
         "devices": len(target.devices),

@@ -35,7 +35,11 @@ def quicktest(config: Config) -> Config:
         init=InitSettings(),
         data=small_data(config.data, shrunk, batch_size=each * jax.device_count()),
         augment=small_augment(config.augment, shrunk),
-        optim=replace(config.optim, warmup_steps=min(config.optim.warmup_steps, STEPS - 1)),
+        optim=replace(
+            config.optim,
+            lr_batch_size=0,  # of so few clips it would be below the floor of a schedule
+            warmup_steps=min(config.optim.warmup_steps, STEPS - 1),
+        ),
         train=replace(
             config.train,
             steps=STEPS,

@@ -31,7 +31,13 @@ def make_views(
         views one after another, so the memory is that of one view.
     Raises ValueError where views can't be made, or would be equal.
     """
-    crop, average = make_crop(settings, split, size), AVERAGES[settings.average]
+    crop, average, task = make_crop(settings, split, size), AVERAGES[settings.average], split.task
+    several = settings.temporal > 1 or settings.spatial > 1
+    if several and not isinstance(task, Task):
+        raise ValueError(
+            f"data.views: {settings.name} views are averaged, and without labels there is nothing "
+            "to average; set temporal=1 and spatial=1"
+        )
     places = (0.5,) if settings.spatial == 1 else (0.0, 0.5, 1.0)
 
     def predict_views(predict: Callable[[Array], Any], clips: Array, extents: Array) -> Any:
@@ -41,8 +47,8 @@ def make_views(
         numbers = jnp.repeat(jnp.arange(count), settings.spatial)
         each = jnp.tile(jnp.array(places), count)
         one = lambda x: predict(crop(jnp.take(clips, x[0], axis=1), extents, x[1]))
-        assert isinstance(split.task, Task)  # without labels there is nothing to average
-        return average(jax.lax.map(one, (numbers, each)), split.task)
+        assert isinstance(task, Task)
+        return average(jax.lax.map(one, (numbers, each)), task)
 
     return predict_views
 
