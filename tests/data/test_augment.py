@@ -374,5 +374,8 @@ def test_strengths_at_a_factor_are_those_of_settings_with_these_strengths(factor
     expected = run(STRONG | {name: factor * STRONG[name] for name in names}, batch)
     if not factor:
         expected["label_weight"] = jnp.ones(8)  # nothing was mixed
-    np.testing.assert_array_equal(ramped["clips"], expected["clips"])
-    np.testing.assert_array_equal(ramped["label_weight"], expected["label_weight"])
+    # XLA may fold a strength that is a constant, and a pixel then be rounded to its other side.
+    difference = np.abs(ramped["clips"].astype(int) - expected["clips"].astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
+    np.testing.assert_allclose(ramped["label_weight"], expected["label_weight"], rtol=1e-6)
