@@ -2,7 +2,7 @@
 
 Probes are fitted on the features of training clips, their options are chosen on the validation
 split, and the accuracy is that on the test split, once. The same model with random parameters
-stands beside it: what it reaches, pre-training has not taught.
+is probed too, as a baseline.
 """
 
 import argparse

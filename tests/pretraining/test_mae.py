@@ -171,7 +171,7 @@ def test_the_encoder_is_what_a_classifier_starts_from(run, tmp_path, data_root):
     features = model.apply({"params": classifier.params}, clips, method="features")
     tokens = found.model.apply({"params": loaded.params}, clips, method="encode")
     np.testing.assert_allclose(features, tokens.mean(axis=(1, 2)), atol=1e-5)
-    # Pre-training goes on with its decoder, and refuses another.
+    # Pre-training resumes from the run's decoder; a decoder of another shape is an error.
     start = [f"--config.init.path={run}", "--config.init.checkpoint=latest"]
     lr = ["--config.optim.lr=0.0", "--config.train.steps=2", "--config.optim.name=sgd"]
     train(config_of(data_root, *start, *lr), tmp_path / "on")

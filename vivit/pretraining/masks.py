@@ -111,8 +111,8 @@ def random(key: Array, *, grid: GridShape, ratio: float = 0.9) -> ClipPlaces:
 
 @mask("running_cell", lines=False)
 def running_cell(key: Array, *, grid: GridShape, ratio: float = 0.5) -> ClipPlaces:
-    """Hides a part of each cell of 2 x 2 places, which goes on by one place from one time step to
-    the next, from a random start: VideoMAE V2 (2303.16727), section 3.2."""
+    """Hides a part of each cell of 2 x 2 places. The hidden part rotates by one place from each
+    time step to the next, from a random start: VideoMAE V2 (2303.16727), section 3.2."""
     steps, rows, columns = grid
     if rows % 2 or columns % 2:
         raise ValueError(

@@ -1,18 +1,22 @@
 """What a run trains: an objective. `vivit.tasks.Task` is one that predicts labels."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from vivit.model.network import Network
-from vivit.model.vivit import ViViT
 from vivit.objective import Sums, Valid
 from vivit.ramps import Strength
 from vivit.registry import OptionRegistry, Options
+
+if TYPE_CHECKING:  # commands that only read data do without the model and Flax
+    from vivit.model.network import Network
+    from vivit.model.vivit import ViViT
 
 Batch = Mapping[str, Array]
 Values = Float[Array, " B"]  # of each clip
