@@ -31,7 +31,9 @@ from vivit.pretrained import SOURCES
 from vivit.pretrained.choices import CLASS_TOKENS, HEADS, INFLATIONS, TIME_ATTENTIONS
 from vivit.pretrained.resize import RESIZES
 from vivit.pretrained.settings import InitSettings
+from vivit.pretraining.jepa import TARGETS
 from vivit.pretraining.masks import MASKS
+from vivit.pretraining.regularisers import REGULARISERS
 from vivit.ramps import RAMPS
 from vivit.registry import Registry
 from vivit.schema import meanings
@@ -91,6 +93,8 @@ REGISTRIES: dict[
     "SCHEDULES": (SCHEDULES, "optim.schedule"),
     "RAMPS": (RAMPS, "train.ramps"),
     "MASKS": (MASKS, "options of task.name"),
+    "REGULARISERS": (REGULARISERS, "regulariser of task jepa"),
+    "TARGETS": (TARGETS, "target of task jepa"),
     "TASKS": (TASKS, "task.name"),
     "MODES": (MODES, "parallel.mode"),
 }

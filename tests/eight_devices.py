@@ -52,21 +52,27 @@ def one_step(
     *, devices, kernel="dense", dropout=0.0, accumulate=1, task="", spoiled=1.0, **options
 ):
     smoothing, classes = (0.0, 0) if task else (0.1, 5)
-    settings = TrainSettings(label_smoothing=smoothing, accumulate=accumulate)
     task = make_objective(task, {}) if task else Classify({"label": 5})
+    average_decay = 0.5 if task.averages else None
+    settings = TrainSettings(
+        label_smoothing=smoothing, accumulate=accumulate, average_decay=average_decay
+    )
     parallel = make_parallel(ParallelSettings(**options), jax.devices()[:devices])
     with parallel.ambient():
         model = vivit.build({**MODEL, "classes": classes, "dropout": dropout, "kernel": kernel})
     model = vivit.ViViT(replace(model.config, dtype="float64"))
     network = task.network(model)
     if not classes:
-        network = network.clone(decoder_config=replace(network.decoder_config, dtype="float64"))
+        (inner,) = (
+            name for name in ("decoder_config", "predictor_config") if name in vars(network)
+        )
+        network = network.clone(**{inner: replace(getattr(network, inner), dtype="float64")})
     # Parameters become old parameters minus gradients, so they show these without any division.
     optim = OptimSettings(
         "sgd(momentum=0.0, weight_decay=0.0)", lr=1.0, schedule="cosine(floor=1.0)"
     )
     optimizer, _ = make_optimizer(replace(optim, clip_norm=None), steps=5, batch_size=8)
-    make_state = make_init(network, optimizer, average_decay=None)
+    make_state = make_init(network, optimizer, average_decay=average_decay)
     state = parallel.init(lambda seed: moved(make_state(seed)), 0)
     rng = np.random.default_rng(0)
     batch = {

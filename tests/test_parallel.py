@@ -16,6 +16,8 @@ from vivit.settings import ParallelSettings
 
 ROOT = Path(__file__).parents[1]
 MAE = "mae(mask='tube(0.5)', width=8, depth=1, heads=2)"
+JEPA = "jepa(masks=('tube(0.5)', 'random(0.75)'), width=8, depth=1, heads=2, mask_tokens=2)"
+SIGREG = JEPA.replace("mask_tokens=2", "target='trained', regulariser='sigreg'")
 # Options of tests.eight_devices.
 ONE_PROCESS = {
     "one": {"devices": 1},
@@ -32,11 +34,18 @@ ONE_PROCESS = {
     "data and fsdp, mae": {"devices": 8, "fsdp": 2, "task": MAE},
     "pmap, mae": {"devices": 4, "mode": "pmap", "task": MAE},
     "accumulated, mae": {"devices": 2, "accumulate": 2, "task": MAE},
+    "one, jepa": {"devices": 1, "task": JEPA},
+    "data and fsdp, jepa": {"devices": 8, "fsdp": 2, "task": JEPA},
+    "pmap, jepa": {"devices": 4, "mode": "pmap", "task": JEPA},
+    "accumulated, jepa": {"devices": 2, "accumulate": 2, "task": JEPA},
+    "one, sigreg": {"devices": 1, "task": SIGREG},
+    "data and fsdp, sigreg": {"devices": 8, "fsdp": 2, "task": SIGREG},
 }
 TWO_PROCESSES = {
     "two processes, fsdp": {"devices": 8, "fsdp": 2},
     "two processes, one batch": {"devices": 8, "tensor": 8},
     "two processes, mae": {"devices": 8, "task": MAE},
+    "two processes, jepa": {"devices": 8, "task": JEPA},
     "two processes, pmap, accumulated": {"devices": 8, "mode": "pmap", "accumulate": 2},
 }
 WAYS = {**ONE_PROCESS, **TWO_PROCESSES}
@@ -67,7 +76,8 @@ def furthest(one, other):
 
 @pytest.mark.parametrize("name", [n for n in WAYS if n != "a wrong loss" and "one" not in n[:4]])
 def test_loss_gradients_and_logits_do_not_depend_on_the_devices(results, name):
-    same = next((f"one{of}" for of in (" with dropout", ", mae") if name.endswith(of)), "one")
+    kinds = (" with dropout", ", mae", ", jepa", ", sigreg")
+    same = next((f"one{of}" for of in kinds if name.endswith(of)), "one")
     one, other = results[same], results[name]
     assert other["devices"] == WAYS[name]["devices"]
     assert furthest(one, other) < 1e-10

@@ -409,7 +409,7 @@ def test_a_task_that_cannot_do_what_is_asked(monkeypatch):
     with pytest.raises(ValueError, match="mixup=0.2 and cutmix=0: the loss of task Unmixed is not"):
         make_augmentation(AugmentSettings(mixup=0.2), split, (8, 8))
     with pytest.raises(
-        ValueError, match="unknown task 'regress'; known: classify, mae, multi_label"
+        ValueError, match="unknown task 'regress'; known: classify, jepa, mae, multi_label"
     ):
         make_task("regress", HEADS)
     with pytest.raises(ValueError, match="name the label to train on, or several in task.heads"):

@@ -80,7 +80,11 @@ def validate(
 ) -> dict[str, float]:
     """Returns the metrics of a split, and how many of its clips are "damaged"."""
     found, task = collect(eval_step, params, batches, parallel), split.task
-    metrics = score(found, task).metrics if isinstance(task, Task) else means(found.sums)
+    if isinstance(task, Task):
+        metrics = score(found, task).metrics
+    else:
+        of_clips = means(found.sums)
+        metrics = {**of_clips, **task.whole_metrics(found.rows, of_clips)}
     return {**metrics, "damaged": found.damaged(split)}
 
 

@@ -76,7 +76,15 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     the first, a stage's norm and pool belong to its last, and the head comes after all.
     """
 
-    def scale(updates, params=None):
+    def init(params):
+        if not _depths(params):
+            raise ValueError(
+                f"optim.layer_decay={decay}: the task trains more than a model, whose layers do "
+                "not follow each other; set 1.0"
+            )
+        return optax.EmptyState()
+
+    def scale(updates, state, params=None):
         depths = _depths(updates)
         total = sum(depths.values())
 
@@ -85,9 +93,9 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
             factor = jnp.asarray(decay**after, update.dtype)
             return update * factor.reshape(factor.shape + (1,) * (update.ndim - factor.ndim))
 
-        return jax.tree_util.tree_map_with_path(one, updates)
+        return jax.tree_util.tree_map_with_path(one, updates), state
 
-    return optax.stateless(scale)
+    return optax.GradientTransformation(init, scale)
 
 
 def _depths(params) -> dict[str, int]:

@@ -152,7 +152,7 @@ def each_layer(
 
     def of(path, function):
         call = getattr(make(path_name(path)), function)
-        return jax.vmap(call) if path_name(path[1:2]) == "layers" else call
+        return jax.vmap(call) if "/layers/" in path_name(path) else call
 
     def init(params):
         return jax.tree_util.tree_map_with_path(lambda path, p: of(path, "init")(p), params)

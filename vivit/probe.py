@@ -6,15 +6,14 @@ is probed too, as a baseline.
 """
 
 import argparse
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
 from vivit.data.pipeline import eval_batches
@@ -25,20 +24,10 @@ from vivit.evaluate import collect, model_for_devices
 from vivit.io import write_json
 from vivit.objective import Sums
 from vivit.parallel import Parallel
-from vivit.registry import Registry
+from vivit.pretraining.probes import PROBES, Features, Probe, fit
 from vivit.run import Run
 from vivit.step import make_eval_step
 from vivit.tasks import Classify
-
-Rows = Float[np.ndarray, "N D"]
-Classes = Int[np.ndarray, " N"]
-
-
-class Features(NamedTuple):
-    """What the head would get of each clip, and the clips' classes."""
-
-    values: Rows
-    classes: Classes
 
 
 class Reading(Classify):
@@ -52,54 +41,6 @@ class Reading(Classify):
 
     def kept(self, outputs: Any) -> dict[str, Array]:
         return {"features": outputs}
-
-
-# Name -> (training features, other features) -> option -> the classes of the others.
-PROBES: Registry[Callable[[Features, Rows], dict[float, Classes]]] = Registry("probe")
-
-
-@PROBES.register("linear")
-def linear(train: Features, others: Rows) -> dict[float, Classes]:
-    """Ridge regression of one-hot targets on standardised features, by its penalty."""
-    mean, std = train.values.mean(axis=0), train.values.std(axis=0) + 1e-6
-    x, others = (train.values - mean) / std, (others - mean) / std
-    targets = np.eye(train.classes.max() + 1)[train.classes]
-    values, vectors = np.linalg.eigh(x.T @ x)
-    rotated = vectors.T @ (x.T @ (targets - targets.mean(axis=0)))
-    found = {}
-    for penalty in 10.0 ** np.arange(-1, 6):
-        weights = vectors @ (rotated / (np.maximum(values, 0) + penalty)[:, None])
-        found[float(penalty)] = (others @ weights + targets.mean(axis=0)).argmax(axis=1)
-    return found
-
-
-@PROBES.register("knn")
-def nearest(train: Features, others: Rows) -> dict[float, Classes]:
-    """The vote of the k nearest by cosine, weighted by exp(cosine / 0.07) as DINO's (2104.14294),
-    by k."""
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    cosines = unit(others) @ unit(train.values).T
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :50]
-    near = np.take_along_axis(cosines, order, axis=1)
-    votes = np.eye(train.classes.max() + 1)[train.classes[order]] * np.exp(near / 0.07)[..., None]
-    return {float(k): votes[:, :k].sum(axis=1).argmax(axis=1) for k in (1, 5, 10, 20, 50)}
-
-
-class Probe(NamedTuple):
-    """option: the one with the best accuracy on validation. validation, test: accuracies."""
-
-    option: float
-    validation: float
-    test: float
-
-
-def fit(name: str, train: Features, validation: Features, test: Features) -> Probe:
-    """Returns a probe's accuracies: the option is chosen on validation, and test is read once."""
-    found = PROBES[name](train, np.concatenate([validation.values, test.values]))
-    cut = len(validation.values)
-    scores = {k: float((v[:cut] == validation.classes).mean()) for k, v in found.items()}
-    best = max(scores, key=lambda option: scores[option])
-    return Probe(best, scores[best], float((found[best][cut:] == test.classes).mean()))
 
 
 def probe(

@@ -12,6 +12,7 @@ from vivit.model.resolve import resolve
 from vivit.model.settings import ModelSettings
 from vivit.pretrained.settings import InitSettings
 from vivit.settings import Config
+from vivit.tasks import make_objective
 
 GRID = 8  # time steps, rows and columns of tokens at most
 PATCH = 4  # pixels of a tubelet's height and width at most
@@ -113,6 +114,8 @@ def write_films(config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     side = 2 * math.ceil(0.6 * max(config.model.clip[1:]))
     ticks, clips = [CLOCK // 25 * i for i in range(FRAMES)], []
+    task = make_objective(config.task.name, config.heads)
+    labelled = {label: config.heads.get(label, 2) for label in task.labels}
     counts = {data.splits[0]: data.batch_size, data.splits[1]: 3, "test": 3}
     for split, count in counts.items():
         for i in range(count):
@@ -122,10 +125,10 @@ def write_films(config: Config, folder: Path) -> None:
             frames = (VideoFrame.from_ndarray(np.ascontiguousarray(x)) for x in seen)
             _, film = ENCODERS["h264"].encode(frames, ticks, side, 30)
             (folder / f"{split}_{i}.mp4").write_bytes(film)
-            labels = {label: i % classes for label, classes in config.heads.items()}
+            labels = {label: i % classes for label, classes in labelled.items()}
             clips.append(ClipRow(f"{split}_{i}.mp4", split, labels))
     names = {
         label: Classes(tuple(f"class {i}" for i in range(classes)))
-        for label, classes in config.heads.items()
+        for label, classes in labelled.items()
     }
     write_manifest(manifest, Manifest(tuple(clips), names))

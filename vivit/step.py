@@ -100,16 +100,31 @@ def make_train_step(
     """
     if settings.label_smoothing and not task.heads:
         raise ValueError(f"train.label_smoothing={settings.label_smoothing}: there are no labels")
+    if task.averages and settings.average_decay is None:
+        raise ValueError(
+            "the task learns from averaged parameters: set train.average_decay, such as 0.998"
+        )
+    if task.over_batch and settings.accumulate > 1:
+        raise ValueError(
+            f"train.accumulate={settings.accumulate}: the task's loss is one of the whole batch, "
+            "not of its parts; set accumulate=1"
+        )
     ramps = make_ramps(settings.ramps, steps=settings.steps)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
+        if axis_name and task.over_batch:
+            raise ValueError(
+                "parallel.mode='pmap': the task's loss is one of the whole batch, which no device "
+                "has; use 'jit'"
+            )
         total = partial(jax.lax.psum, axis_name=axis_name) if axis_name else lambda x: x
         key = jax.random.wrap_key_data(state.rng)
         factors = ramps(state.step)
         if augment is not None:
             batch = augment(batch, jax.random.fold_in(key, AUGMENTATION), factors)
         batch = task.prepare(network, batch, jax.random.fold_in(key, PREPARATION))
-        apply = _at_strength(network, factors).apply
+        trained = _at_strength(network, factors)
+        teacher = state.eval_params
         smoothing = settings.label_smoothing * factors.get("label_smoothing", 1)
         rng = jax.random.fold_in(key, state.step)
         if axis_name:
@@ -117,7 +132,7 @@ def make_train_step(
         count = total(batch["valid"].sum())
 
         def loss(params, part, rng):
-            outputs = apply({"params": params}, *task.inputs(part), rngs={"dropout": rng})
+            outputs = task.outputs(trained, params, part, teacher=teacher, rngs={"dropout": rng})
             losses = task.losses(outputs, part, label_smoothing=smoothing)
             sums = task.sums(losses, outputs, part)
             return sums["loss"][0] / jnp.maximum(count, 1), sums
@@ -182,7 +197,7 @@ def make_eval_step(
         batch = task.prepare(network, batch, jax.random.key(0))  # always the same
 
         def predict(clips):
-            return network.apply({"params": params}, *task.inputs({**batch, "clips": clips}))
+            return task.evaluated(network, params, {**batch, "clips": clips})
 
         if predict_views is None:
             outputs = predict(batch["clips"])

@@ -89,8 +89,9 @@ def train(
         frames, height, width = config.model.clip
         task = make_objective(config.task.name, config.heads)
         network = task.network(model)
-        train_split, held_out = (open_split(config.data, name, task) for name in config.data.splits)
+        train_split = open_split(config.data, config.data.splits[0], task.for_training())
         train_split = train_split.some(config.data.train_clips)
+        held_out = open_split(config.data, config.data.splits[1], task)
         for split in (train_split, held_out):
             check_split(split, config.model, config.data)
         size = config.data.batch_size

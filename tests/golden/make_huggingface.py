@@ -130,6 +130,11 @@ CASES = {
     ),
     "vjepa2": (VJEPA2ForVideoClassification, VJEPA2Config, JEPA),
     "vjepa2_encoder": (VJEPA2Model, VJEPA2Config, {**JEPA, "qkv_bias": False}),
+    "vjepa2_pretraining": (
+        VJEPA2Model,
+        VJEPA2Config,
+        {**JEPA, "pred_num_mask_tokens": 3, "pred_num_hidden_layers": 2},
+    ),
     "videoprism": (VideoPrismForVideoClassification, VideoPrismVisionConfig, PRISM),
     "videoprism_encoder": (VideoPrismVisionModel, VideoPrismVisionConfig, PRISM),
     "videoprism_video": (

@@ -77,7 +77,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(kind, tmp_path
     batch = given_batch(arrays)
 
     def loss(params):
-        outputs = network.apply({"params": params}, *task.inputs(batch))
+        outputs = task.outputs(network, params, batch, teacher=params)
         return task.losses(outputs, batch)[0].mean(), outputs
 
     gradients, outputs = jax.grad(loss, has_aux=True)(params)
@@ -119,9 +119,8 @@ def test_dual_masking_scores_what_is_wanted_and_hidden():
     one = {"indices": jnp.array([2], jnp.uint32)}
     alone = task.prepare(network, one, jax.random.key(0))
     np.testing.assert_array_equal(alone["seen"][0], batch["seen"][2])  # by its index alone
-    outputs = network.apply(
-        network.init(jax.random.key(0), *network.example()), *task.inputs(batch)
-    )
+    params = network.init(jax.random.key(0), *network.example())["params"]
+    outputs = task.outputs(network, params, batch, teacher=params)
     errors = ((outputs.predicted - outputs.target) ** 2).mean(axis=2)
     expected = [e[s > 0].mean() for e, s in zip(errors, batch["scored"], strict=True)]
     np.testing.assert_allclose(task.losses(outputs, batch)[0], expected, rtol=1e-6)
@@ -178,7 +177,9 @@ def test_the_encoder_is_what_a_classifier_starts_from(run, tmp_path, data_root):
     ours = Run(tmp_path / "on", "latest").network_params
     jax.tree.map(np.testing.assert_array_equal, ours, found.network_params)
     wider = "--config.task.name=mae(mask='tube(0.5)', width=16, depth=1, heads=2)"
-    with pytest.raises(ValueError, match="the weights have another decoder: .* set the options"):
+    with pytest.raises(
+        ValueError, match="the weights have another decoder or predictor: .* set the options"
+    ):
         train(config_of(data_root, *start, wider), tmp_path / "other")
     assert not (tmp_path / "other/config.json").exists()
 
@@ -191,8 +192,8 @@ def test_the_encoder_is_what_a_classifier_starts_from(run, tmp_path, data_root):
         ("--config.model.family=factorised_encoder", "stage 0 pools 's' before the last stage"),
         ("--config.augment.mixup=0.2", "the loss of task Mae is not linear in its targets"),
         ("--config.train.label_smoothing=0.1", "label_smoothing=0.1: there are no labels"),
-        ("--config.task.name=mae(mask='tubes')", "unknown mask 'tubes'; known: frame, random"),
-        ("--config.task.name=mae(mask='tube(0.01)')", "every token of a grid"),
+        ("--config.task.name=mae(mask='tubes')", "unknown mask 'tubes'; known: blocks"),
+        ("--config.task.name=mae(mask='tube(0.01)')", "every token is seen of a grid"),
         ("--config.task.name=mae(ratio=0.5)", "the options of task 'mae' are written like"),
         ("--config.data.label=motion", "learns from clips alone: set data.label=''"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 import vivit
 from vivit.model.places import check_places, put, take
-from vivit.pretraining.masks import MASKS, hidden_from, mask
+from vivit.pretraining.masks import MASKS, mask
 
 GRID = (4, 4, 6)
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -17,7 +17,10 @@ SEEN = {
     "random(0.9)": (1, 10),
     "running_cell": (1, 48),
     "running_cell(0.25)": (1, 72),
+    "blocks(2, 0.3)": (4, 9),
+    "blocks_in_order(2, 0.3)": (1, 24),
 }
+PREDICTED = {"blocks(2, 0.3)": 32, "blocks_in_order(2, 0.3)": 24}
 MODEL = {
     "clip": (4, 16, 16), "classes": 0, "width": 48, "depth": 2, "heads": 2, "mlp_dim": 64,
     "tubelet": (2, 4, 4), "family": "joint",
@@ -40,16 +43,20 @@ ALL = jnp.broadcast_to(jnp.arange(32).reshape(2, 16), (2, 2, 16))
 @pytest.mark.parametrize("name", SEEN)
 def test_a_mask_leaves_equally_many_tokens_of_each_clip(name):
     chosen = MASKS[name]
-    assert chosen.shape(GRID) == SEEN[name]
-    seen = np.asarray(chosen(KEYS, GRID))
-    assert seen.shape == (5, *SEEN[name])
-    hidden = np.asarray(hidden_from(jnp.asarray(seen), 96))
-    for one, rest in zip(seen.reshape(5, -1), hidden, strict=True):
+    steps, places = SEEN[name]
+    predicted = PREDICTED.get(name, 96 - steps * places)
+    assert chosen.counts(GRID) == (steps, places, predicted)
+    drawn = chosen(KEYS, GRID)
+    seen, wanted = map(np.asarray, drawn)
+    assert (seen.shape, wanted.shape) == ((5, steps, places), (5, predicted))
+    for one, others in zip(seen.reshape(5, -1), wanted, strict=True):
         assert (np.diff(one) > 0).all()
-        assert (np.diff(rest) > 0).all()
-        assert sorted([*one, *rest]) == list(range(96))
+        assert (np.diff(others) > 0).all()
+        assert not set(one) & set(others)
+        assert {*one, *others} <= set(range(96))
     assert (seen[0] != seen[1]).any() or (seen[0] != seen[2]).any()
-    np.testing.assert_array_equal(chosen(KEYS[3:], GRID), seen[3:])  # of its own key alone
+    for ours, expected in zip(chosen(KEYS[3:], GRID), drawn, strict=True):
+        np.testing.assert_array_equal(ours, expected[3:])  # of its own key alone
     if chosen.lines:
         places, steps = seen % 24, seen // 24
         assert (places == places[:, :1]).all()
@@ -58,26 +65,53 @@ def test_a_mask_leaves_equally_many_tokens_of_each_clip(name):
 
 def test_a_running_cell_hides_half_of_each_cell_and_moves_on():
     seen = np.zeros((5, 96), bool)
-    np.put_along_axis(seen, np.asarray(MASKS["running_cell"](KEYS, GRID))[:, 0], True, axis=1)
+    np.put_along_axis(seen, np.asarray(MASKS["running_cell"](KEYS, GRID).seen)[:, 0], True, axis=1)
     cells = seen.reshape(5, 4, 2, 2, 3, 2).transpose(0, 1, 2, 4, 3, 5).reshape(5, 4, 6, 4)
     assert (cells.sum(axis=3) == 2).all()
     assert (cells == cells[:, :, :1]).all()  # all cells of a time step alike
     np.testing.assert_array_equal(np.roll(cells[:, :-1], 1, axis=3), cells[:, 1:])
 
 
+def test_blocks_hide_rectangles_and_leave_out_at_random():
+    """What is predicted lies in rectangles and what is seen outside, in all but a few draws."""
+    grid, keys = (2, 16, 16), jax.random.split(jax.random.key(1), 300)
+    for name in ("blocks(1, 0.15)", "blocks_in_order(1, 0.15)"):
+        counts = MASKS[name].counts(grid)
+        seen, wanted = (np.asarray(x).reshape(300, -1) for x in MASKS[name](keys, grid))
+        boxes = []
+        for one, others in zip(seen % 256, wanted % 256, strict=True):
+            y, x = np.divmod(np.unique(others), 16)
+            h, w = np.ptp(y) + 1, np.ptp(x) + 1
+            boxes.append(h * w)
+            inside = (y.min() <= one // 16) & (one // 16 <= y.max())
+            inside &= (x.min() <= one % 16) & (one % 16 <= x.max())
+            assert not inside.any()
+            assert 0.6 < h / w < 1.9  # 0.75 to 1.5, of whole places
+        assert np.mean(boxes) == pytest.approx(0.15 * 256, rel=0.05)
+        assert counts.wanted == pytest.approx(2 * 0.15 * 256, rel=0.12)
+    last = MASKS["blocks_in_order"](keys, (8, 16, 16)).seen // 256
+    assert (last < 4).mean() > 0.65  # the last time steps are left out
+    even = MASKS["blocks"](keys, (8, 16, 16)).seen // 256
+    assert (even < 4).mean() == 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "grid", "message"),
     [
-        ("tube(0.01)", GRID, "every token of a grid of 4 x 4 x 6 is seen"),
+        ("blocks(2, 0.7)", (4, 4, 4), "no token is seen of a grid of 4 x 4 x 4"),
+        ("blocks(scale=0.0)", GRID, "scale=0.0, is not in"),
+        ("blocks(least=2.0)", GRID, "from 2.0 to 1.5 are no range"),
+        ("blocks(quantile=2.0)", GRID, "quantile=2.0 is not in"),
+        ("tube(0.01)", GRID, "every token is seen of a grid of 4 x 4 x 6"),
         ("tube(1.5)", GRID, "ratio=1.5, is not between 0 and 1"),
         ("random(nan)", GRID, "are written like random"),
         ("running_cell", (4, 3, 4), "cells of 2 x 2 tokens, and a time step has 3 x 4"),
-        ("tubes", GRID, "unknown mask 'tubes'; known: frame, random"),
+        ("tubes", GRID, "unknown mask 'tubes'; known: blocks, blocks_in_order"),
     ],
 )
 def test_a_mask_that_cannot_be_is_refused(name, grid, message):
     with pytest.raises(ValueError, match=message):
-        MASKS[name].shape(grid)
+        MASKS[name].counts(grid)
 
 
 def test_a_mask_that_leaves_nothing_is_refused(monkeypatch):
@@ -87,8 +121,8 @@ def test_a_mask_that_leaves_nothing_is_refused(monkeypatch):
     def nothing(key, *, grid):
         return jnp.zeros((1, 0), jnp.int32)
 
-    with pytest.raises(ValueError, match="no token of a grid"):
-        MASKS["nothing"].shape(GRID)
+    with pytest.raises(ValueError, match="no token is seen of a grid"):
+        MASKS["nothing"].counts(GRID)
 
 
 def encoder(name, **changes):
@@ -107,7 +141,7 @@ def test_all_places_are_the_whole_grid_and_hidden_pixels_are_not_seen(name):
     whole = encode(params, CLIPS)
     assert whole.shape == (2, 2, 16, 48)
     np.testing.assert_allclose(encode(params, CLIPS, ALL), whole, atol=2e-5)
-    seen = MASKS["tube(0.5)"](KEYS[:2], model.config.grid)
+    seen = MASKS["tube(0.5)"](KEYS[:2], model.config.grid).seen
     out = encode(params, CLIPS, seen)
     assert np.abs(out - take(whole, seen)).max() > 1e-3  # the others are missing
     hidden = put(jnp.ones((*seen.shape, 1)), seen, (2, 16)) == 0

@@ -8,7 +8,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from vivit.probe import PROBES, Features, fit, linear, main, nearest, probe
+from vivit.pretraining.probes import PROBES, Features, fit, linear, nearest
+from vivit.probe import main, probe
 from vivit.run import Run
 
 RNG = np.random.default_rng(0)

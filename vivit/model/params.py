@@ -1,24 +1,30 @@
-"""Parameters of unrolled models as those of scanned ones, and back."""
+"""Parameters of scanned and unrolled models."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+LAYER = re.compile(r"layer_\d+")
+
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns parameters of an unrolled model (stage_i/layer_j) as those of a scanned one."""
+    """Returns parameters of an unrolled model as those of the scanned one.
+
+    Stages and decoders are found wherever they are: they are what has layers.
+    """
 
     def convert(stage: Mapping[str, Any]) -> dict[str, Any]:
-        layers = sorted((n for n in stage if n.startswith("layer_")), key=lambda n: int(n[6:]))
+        layers = sorted(filter(LAYER.fullmatch, stage), key=lambda name: int(name[6:]))
         rest = {name: value for name, value in stage.items() if name not in layers}
         if not layers:
             return rest
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(stage[n] for n in layers))
         return {**rest, "layers": stacked}
 
-    return {n: convert(v) if _has_layers(n) else v for n, v in params.items()}
+    return _everywhere(convert, params)
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,9 +42,12 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {**rest, **layers}
 
-    return {n: convert(v) if _has_layers(n) else v for n, v in params.items()}
+    return _everywhere(convert, params)
 
 
-def _has_layers(name: str) -> bool:
-    """Returns whether parameters of this name are those of a stage, or of a decoder."""
-    return name.startswith("stage_") or name == "decoder"
+def _everywhere(convert: Callable[[Any], dict[str, Any]], tree: Mapping[str, Any]) -> Any:
+    """Returns a tree with every mapping converted, from the outside in."""
+    return {
+        name: _everywhere(convert, value) if isinstance(value, Mapping) else value
+        for name, value in convert(tree).items()
+    }

@@ -4,9 +4,18 @@ from typing import Any
 
 from vivit.pretrained import torch_names as hf
 from vivit.pretrained.files import Archive
-from vivit.pretrained.sources import LoadHints, Rule, SourceModel, apply_rules, depth_of, source
+from vivit.pretrained.sources import (
+    AROUND,
+    LoadHints,
+    Rule,
+    SourceModel,
+    apply_rules,
+    depth_of,
+    source,
+)
 
 ROOT = r"(?:vjepa2\.)?"
+PREDICTOR = rf"{ROOT}predictor"
 LAYER = rf"{ROOT}encoder\.layer\.(\d+)"
 POOL_LAYER = r"pooler\.self_attention_layers\.(\d+)"
 CROSS = r"pooler\.cross_attention_layer"
@@ -15,7 +24,8 @@ MLP = (r"mlp\.fc1", r"mlp\.fc2")
 
 @source("hf_vjepa2", about="HuggingFace V-JEPA 2 folder", recognises=hf.is_model("vjepa2"))
 def read_vjepa2(archive: Archive, hints: LoadHints) -> SourceModel:
-    """Returns the model. Without a classifier the mean of the encoder's normed tokens is read."""
+    """Returns the model. Without a classifier the mean of the encoder's normed tokens is read, and
+    the predictor is for the task "jepa" alone."""
     config, arrays = archive.config, archive.arrays
     shape = hf.sizes({**config, "intermediate_size": 0})
     shape["mlp_dim"] = int(shape["width"] * hf.get(config, "mlp_ratio", (int, float)))
@@ -32,19 +42,39 @@ def read_vjepa2(archive: Archive, hints: LoadHints) -> SourceModel:
         rope="3d_vjepa2",
         position="none",
     )
-    heads, path = shape["heads"], r"stage_0/layer_\1"
-    named = lambda part: rf"{LAYER}\.attention\.{part}"
-    out = rf"{LAYER}\.attention\.proj"
+    heads = shape["heads"]
     rules = [
         *hf.patch_rules(rf"{ROOT}encoder\.embeddings\.patch_embeddings\.proj"),
-        *hf.attention_rules(named, f"{path}/attention_joint", heads, out=out),
-        *hf.block_rules(LAYER, path, "joint", norms=("norm1", "norm2"), mlp=MLP),
+        *_layer_rules(LAYER, r"stage_0/layer_\1", heads),
         *hf.norm_rules(rf"{ROOT}encoder\.layernorm", "stage_0/norm"),
         *_pooler_rules(heads),
-        Rule(rf"{ROOT}predictor\..*", why="the predictor of pre-training"),
+        *_predictor_rules(config.get("pred_num_attention_heads", 1)),
         *hf.HEAD,
     ]
     return apply_rules(model, arrays, rules)
+
+
+def _layer_rules(layer: str, path: str, heads: int) -> list[Rule]:
+    named = lambda part: rf"{layer}\.attention\.{part}"
+    out = rf"{layer}\.attention\.proj"
+    return [
+        *hf.attention_rules(named, f"{path}/attention_joint", heads, out=out),
+        *hf.block_rules(layer, path, "joint", norms=("norm1", "norm2"), mlp=MLP),
+    ]
+
+
+def _predictor_rules(heads: int) -> list[Rule]:
+    """Returns the rules of what `vivit.pretraining.jepa` has around the encoder."""
+    embeddings = rf"{PREDICTOR}\.embeddings"
+    rules = [
+        *_layer_rules(rf"{PREDICTOR}\.layer\.(\d+)", r"stage/layer_\1", heads),
+        *hf.norm_rules(rf"{PREDICTOR}\.layernorm", "stage/norm"),
+        *hf.dense_rules(rf"{embeddings}\.predictor_embeddings", "narrow"),
+        *hf.dense_rules(rf"{PREDICTOR}\.proj", "widen"),
+        Rule(rf"{embeddings}\.mask_tokens", "mask_tokens", lambda x: x[:, 0, 0]),
+    ]
+    why = "the predictor of pre-training"
+    return [rule._replace(path=f"{AROUND}predictor/{rule.path}", why=why) for rule in rules]
 
 
 def _stages(archive: Archive, depth: int, width: int) -> tuple[dict[str, Any], ...]:

@@ -1,4 +1,5 @@
-"""Masks: which tokens of a clip's grid an encoder sees in pre-training, drawn clip by clip.
+"""Masks: which tokens of a clip's grid an encoder sees in pre-training, and which are predicted,
+drawn clip by clip.
 
 A mask is drawn as the numbers of the tokens that are seen, in row-major order of the grid
 (t, y, x). How many there are is fixed by the grid and the options, so that a step compiles once and
@@ -7,7 +8,8 @@ all clips of a batch have equally many.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,40 +21,74 @@ from vivit.registry import OptionRegistry, Options, options_of
 
 GridShape = tuple[int, int, int]  # time steps, rows and columns
 ClipPlaces = Int[Array, "T2 S2"]  # of one clip
+Wanted = Int[Array, "B M"]  # tokens that are predicted
+
+
+class Masked(NamedTuple):
+    """What is drawn of each clip: the tokens that an encoder sees, and those to be predicted."""
+
+    seen: Places
+    wanted: Wanted
+
+
+class Counts(NamedTuple):
+    """How many tokens are seen, of each of so many time steps, and how many are predicted."""
+
+    steps: int
+    places: int
+    wanted: int
+
+    def example(self) -> Masked:
+        """Returns a mask of one clip."""
+        seen = jnp.arange(self.steps * self.places).reshape(1, self.steps, self.places)
+        return Masked(seen, jnp.arange(self.wanted)[None])
 
 
 @dataclass(frozen=True)
 class Mask:
     """A registered mask.
 
-    draw: (key, grid, **options) -> the tokens of one clip that are seen [T', S'].
-    lines: whether they are the same places [S'] in each of the time steps [T']: patterns that mix
-        along one axis need that. Without it T' is 1.
+    draw: (key, grid, **options) -> the tokens of one clip that are seen [T', S'], or these and the
+        tokens [M] that are predicted; without them all that are not seen.
+    lines: whether those seen are the same places [S'] in each of the time steps [T']: patterns that
+        mix along one axis need that. Without it T' is 1.
     """
 
     name: str
-    draw: Callable[..., ClipPlaces]
+    draw: Callable[..., ClipPlaces | tuple[ClipPlaces, Int[Array, " M"]]]
     lines: bool
     options: Options = field(default_factory=Options)
 
-    def __call__(self, keys: Key[Array, " B"], grid: GridShape) -> Places:
-        """Returns the tokens of each clip that are seen."""
-        return jax.vmap(partial(self.draw, grid=grid, **self.options))(keys)
+    def __call__(self, keys: Key[Array, " B"], grid: GridShape) -> Masked:
+        """Returns what is drawn of each clip, by its key alone."""
+        drawn = jax.vmap(partial(self.draw, grid=grid, **self.options))(keys)
+        if isinstance(drawn, tuple):
+            seen, wanted = drawn  # pyright: ignore
+            return Masked(seen, wanted)
+        return Masked(drawn, hidden_from(drawn, int(np.prod(grid))))
 
-    def shape(self, grid: GridShape) -> tuple[int, int]:
-        """Returns how many time steps, and tokens of each, are seen.
+    def counts(self, grid: GridShape) -> Counts:
+        """Returns how many tokens are seen and predicted.
 
-        Raises ValueError if it cannot work on the grid, and if all tokens or none are seen.
+        Raises ValueError if it cannot work on the grid, and if all tokens or none are seen, or none
+        is predicted.
         """
-        drawn = partial(self.draw, grid=grid, **self.options)
-        steps, places = jax.eval_shape(drawn, jax.random.key(0)).shape
-        if not 0 < steps * places < np.prod(grid):
-            which = "every token" if steps * places else "no token"
-            raise ValueError(
-                f"mask {self.label}: {which} of a grid of {' x '.join(map(str, grid))} is seen; "
-                "change the mask, or take smaller tubelets"
-            )
-        return steps, places
+        of_grid = lambda keys: tuple(self(keys, grid))
+        seen, wanted = jax.eval_shape(of_grid, jax.random.split(jax.random.key(0), 1))
+        steps, places = seen.shape[1:]
+        found, count = Counts(steps, places, wanted.shape[1]), int(np.prod(grid))
+        problems = {
+            "no token is seen": steps * places == 0,
+            "every token is seen": steps * places >= count,
+            "no token is predicted": found.wanted == 0,
+        }
+        for problem, is_so in problems.items():
+            if is_so:
+                raise ValueError(
+                    f"mask {self.label}: {problem} of a grid of {' x '.join(map(str, grid))}; "
+                    "change the mask, or take smaller tubelets"
+                )
+        return found
 
     @property
     def label(self) -> str:
@@ -125,6 +161,115 @@ def running_cell(key: Array, *, grid: GridShape, ratio: float = 0.5) -> ClipPlac
     hidden = (in_cell - start) % 4 >= seen
     order = jnp.argsort(hidden, stable=True)
     return order[: steps * rows * columns * seen // 4][None]
+
+
+def _blocks_hide(aspect: Any, corners: Any, *, grid: GridShape, scale: float) -> Any:
+    """Returns which places of a time step blocks cover, for NumPy as for JAX.
+
+    aspect: [...], height over width. corners: [..., blocks, 2], from 0 to 1 over all places where
+    a block fits.
+    """
+    _, rows, columns = grid
+    area = scale * rows * columns
+    sides = [(area * aspect) ** 0.5, (area / aspect) ** 0.5]
+    h, w = (
+        (side + 0.5).astype(int).clip(1, most)[..., None]
+        for side, most in zip(sides, (rows, columns), strict=True)
+    )
+    y0, x0 = (
+        (corners[..., axis] * (most - side + 1)).astype(int)[..., None]
+        for axis, (most, side) in enumerate(((rows, h), (columns, w)))
+    )
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    inside = (y >= y0) & (y < y0 + h[..., None]) & (x >= x0) & (x < x0 + w[..., None])
+    return inside.any(axis=-2)
+
+
+@lru_cache
+def _block_counts(
+    grid: GridShape, count: int, scale: float, least: float, most: float, quantile: float
+) -> tuple[int, int]:
+    """Returns how many places are seen, and how many predicted: all but a part `quantile` of draws
+    leave, and hide, so many. From 4,096 draws, always the same ones."""
+    rng = np.random.default_rng(0)
+    aspect = rng.uniform(least, most, 4096)
+    hidden = _blocks_hide(aspect, rng.random((4096, count, 2)), grid=grid, scale=scale)
+    covered = hidden.sum(axis=1)
+    space = grid[1] * grid[2]
+    seen, wanted = (int(np.quantile(x, quantile)) for x in (space - covered, covered))
+    return seen, wanted
+
+
+def _check_blocks(scale: float, least: float, most: float, quantile: float) -> None:
+    if not 0 < scale < 1:
+        raise ValueError(f"the part of a time step that a block covers, {scale=}, is not in (0, 1)")
+    if not 0 < least <= most < np.inf:
+        raise ValueError(f"aspect ratios of blocks from {least} to {most} are no range")
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"{quantile=} is not in [0, 1]")
+
+
+@mask("blocks", lines=True)
+def blocks(
+    key: Array,
+    *,
+    grid: GridShape,
+    count: int = 8,
+    scale: float = 0.15,
+    least: float = 0.75,
+    most: float = 1.5,
+    quantile: float = 0.1,
+) -> tuple[ClipPlaces, Int[Array, " M"]]:
+    """Predicts places in rectangles, in all time steps, and shows others outside of them:
+    multi-block masking of V-JEPA (2404.08471, section 3.2).
+
+    The released code cuts to the smallest numbers of a batch, the last time steps first. Here the
+    numbers are fixed: all but a part `quantile` of draws have so many, and places are left out at
+    random, each in all time steps. Where a draw has fewer, places of the other side join.
+    """
+    _check_blocks(scale, least, most, quantile)
+    steps, space = grid[0], grid[1] * grid[2]
+    seen, wanted = _block_counts(grid, count, scale, least, most, quantile)
+    order_key, *keys = jax.random.split(key, 3)
+    hidden = _draw_blocks(keys, grid, count, scale, least, most)
+    order = jnp.argsort(_from_hidden_to_seen(hidden, jax.random.uniform(order_key, (space,))))
+    all_steps = lambda places: jnp.arange(steps)[:, None] * space + jnp.sort(places)
+    return all_steps(order[space - seen :]), all_steps(order[:wanted]).reshape(-1)
+
+
+@mask("blocks_in_order", lines=False)
+def blocks_in_order(
+    key: Array,
+    *,
+    grid: GridShape,
+    count: int = 8,
+    scale: float = 0.15,
+    least: float = 0.75,
+    most: float = 1.5,
+    quantile: float = 0.04,
+) -> tuple[ClipPlaces, Int[Array, " M"]]:
+    """`blocks` that leave out the last tokens in row-major order, as V-JEPA 2's released code: most
+    of what is left out is in the last time steps. Its default is the smallest of about 24 clips."""
+    _check_blocks(scale, least, most, quantile)
+    steps, space = grid[0], grid[1] * grid[2]
+    seen, wanted = (steps * n for n in _block_counts(grid, count, scale, least, most, quantile))
+    hidden = jnp.tile(_draw_blocks(jax.random.split(key), grid, count, scale, least, most), steps)
+    tokens = steps * space
+    order = jnp.argsort(_from_hidden_to_seen(hidden, jnp.arange(tokens) / tokens))
+    return jnp.sort(order[tokens - seen :])[None], jnp.sort(order[:wanted])
+
+
+def _draw_blocks(keys, grid, count, scale, least, most):
+    """Returns which places of a time step are covered [S]."""
+    aspect = jax.random.uniform(keys[0], (), minval=least, maxval=most)
+    corners = jax.random.uniform(keys[1], (count, 2))
+    return _blocks_hide(aspect, corners, grid=grid, scale=scale)
+
+
+def _from_hidden_to_seen(hidden: Array, rank: Array) -> Array:
+    """Returns what to sort by, so that what is predicted is taken from the start and what is seen
+    from the end: the two never overlap. rank: in [0, 1), of what is taken first of either."""
+    return jnp.where(hidden, rank, 2 - rank)
 
 
 def hidden_from(places: Places, count: int) -> Int[Array, "B M"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from vivit.pretraining.jepa import Jepa
 from vivit.pretraining.mae import Mae
 from vivit.registry import options_of
 from vivit.tasks.classify import Classify
@@ -12,6 +13,7 @@ from vivit.tasks.task import Task
 TASKS.add("classify", TaskKind(Classify))
 TASKS.add("multi_label", TaskKind(MultiLabel))
 TASKS.add("mae", TaskKind(Mae, options_of(Mae)))
+TASKS.add("jepa", TaskKind(Jepa, options_of(Jepa)))
 
 
 def make_objective(name: str, heads: Mapping[str, int]) -> Objective:

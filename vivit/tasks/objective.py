@@ -41,11 +41,15 @@ class Objective(ABC):
     heads: the labels that are predicted; none where a network learns from clips alone.
     mixes: whether the loss is linear in the targets, so that that of a mixture of clips is the
         mixture of the losses.
+    averages: whether it learns from the averaged parameters, which are then needed.
+    over_batch: whether the loss of a clip depends on the other clips of its batch.
     """
 
     heads: tuple[Head, ...] = ()
     several: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    averages: bool = False
+    over_batch: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -87,6 +91,20 @@ class Objective(ABC):
         """Returns what the network gets of a batch."""
         return (batch["clips"],)
 
+    def outputs(
+        self, network: Network, params: Any, batch: Batch, *, teacher: Any, rngs: Any = None
+    ) -> Any:
+        """Returns what the network says of a prepared batch, and what else the loss needs.
+
+        teacher: the averaged parameters, or `params` in a run that does not average. rngs: for
+        dropout.
+        """
+        return network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
+
+    def evaluated(self, network: Network, params: Any, batch: Batch) -> Any:
+        """Returns the outputs for an evaluation: those, and what else `kept` keeps."""
+        return self.outputs(network, params, batch, teacher=params)
+
     # The loss and the metrics.
 
     @abstractmethod
@@ -103,7 +121,19 @@ class Objective(ABC):
         """Returns what an evaluation keeps of each clip."""
         return {}
 
+    def whole_metrics(
+        self, rows: Mapping[str, np.ndarray], means: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Returns the metrics that are not means over clips, of what an evaluation has kept of each
+        and the metrics that are means."""
+        return {}
+
     # The labels of a batch.
+
+    def for_training(self) -> Objective:
+        """Returns what is read of training clips: the objective, without labels that only
+        validation needs."""
+        return self
 
     @property
     def no_classes(self) -> dict[str, Any]:

@@ -1,0 +1,256 @@
+"""Prediction of features, against transformers' V-JEPA 2 layers and against itself."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+import vivit
+from tests.conftest import ROOT
+from tests.test_train import stop_after
+from vivit.config import read_config
+from vivit.metrics_log import MetricsLog
+from vivit.pretrained import load
+from vivit.pretraining.jepa import Jepa, Latents
+from vivit.pretraining.regularisers import REGULARISERS
+from vivit.run import Run
+from vivit.train import train
+
+GOLDEN = ROOT / "tests/golden/hf_vjepa2_pretraining"
+PREDICTOR = {"width": 12, "depth": 2, "heads": 2, "mask_tokens": 3, "mask_token": 2}
+TOLERANCE = 2e-5
+RUN = [
+    "--config.task.name=jepa(masks=('blocks(2, 0.3)', 'tube(0.5)'), width=12, depth=1, heads=2)",
+    "--config.model.tubelet=(4, 8, 8)", "--config.model.width=24", "--config.model.depth=1",
+    "--config.model.heads=2", "--config.model.mlp_dim=32", "--config.data.batch_size=8",
+    "--config.train.steps=6", "--config.train.log_every=2", "--config.train.eval_every=6",
+    "--config.train.checkpoint_every=2", "--config.train.average_decay=0.9",
+]  # fmt: skip
+
+
+def loaded_network(task, folder=GOLDEN):
+    found = load(folder)
+    network = task.network(vivit.build({**found.model_config, "classes": 0}))
+    drawn = network.init(jax.random.key(0), *network.example())["params"]
+    return network, task.start(drawn, found.params, found.around)
+
+
+def given_batch(arrays):
+    """A batch with the mask of the file instead of a drawn one."""
+    return {
+        "clips": jnp.asarray(arrays["input"]),
+        "seen_0": jnp.asarray(arrays["seen"], jnp.int32)[:, None],
+        "wanted_0": jnp.asarray(arrays["wanted"], jnp.int32),
+        "indices": jnp.arange(2, dtype=jnp.uint32),
+        "valid": jnp.ones(2),
+    }
+
+
+def as_ours(gradients, tmp_path):
+    """Gradients by transformers' names as those by ours: parameters are rearranged linearly."""
+    folder = tmp_path / "gradients"
+    folder.mkdir()
+    save_file(gradients, folder / "model.safetensors")
+    (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
+    found = load(folder)
+    return {**found.around, "encoder": found.params}
+
+
+def test_features_loss_and_gradients_are_those_of_transformers(tmp_path):
+    arrays = np.load(GOLDEN / "pretraining.npz")
+    task = Jepa(masks=("random(0.5)",), **PREDICTOR)
+    network, params = loaded_network(task)
+    batch = given_batch(arrays)
+
+    def loss(trained):
+        outputs = task.outputs(network, trained, batch, teacher=params)
+        return task.losses(outputs, batch)[0].mean(), outputs
+
+    gradients, outputs = jax.grad(loss, has_aux=True)(params)
+    encoder = vivit.build({**load(GOLDEN).model_config, "classes": 0})
+    variables = {"params": params["encoder"]}
+    encoded = encoder.apply(variables, batch["clips"], batch["seen_0"], method="encode")
+    np.testing.assert_allclose(encoded[:, 0], arrays["encoded"], atol=TOLERANCE)
+    np.testing.assert_allclose(outputs.target[0], arrays["target"], atol=TOLERANCE)
+    np.testing.assert_allclose(outputs.predicted[0], arrays["predicted"], atol=TOLERANCE)
+    assert float(loss(params)[0]) == pytest.approx(float(arrays["loss"]), abs=TOLERANCE)
+    named = {k.removeprefix("grads/"): arrays[k] for k in arrays.files if k.startswith("grads/")}
+    expected = flatten_dict(as_ours(named, tmp_path), sep="/")
+    ours = flatten_dict(gradients, sep="/")
+    assert set(ours) == set(expected)
+    for path, value in ours.items():
+        np.testing.assert_allclose(value, expected[path], atol=TOLERANCE, err_msg=path)
+    assert np.abs(expected["predictor/mask_tokens"][1]).max() > 1e-3
+    assert not np.asarray(expected["predictor/mask_tokens"])[[0, 2]].any()
+
+
+def small(**options):
+    task = Jepa(**{"width": 12, "depth": 1, "heads": 2, **options})
+    model = vivit.build({
+        "clip": (4, 16, 16), "classes": 0, "width": 24, "depth": 1, "heads": 2, "mlp_dim": 32,
+        "tubelet": (2, 4, 4), "family": "joint", "position": "none", "rope": "3d",
+    })  # fmt: skip
+    network = task.network(model)
+    params = network.init(jax.random.key(0), *network.example())["params"]
+    rng = np.random.default_rng(0)
+    batch = {
+        "clips": jnp.asarray(rng.integers(0, 256, (4, 4, 16, 16, 3)).astype(np.uint8)),
+        "indices": jnp.arange(4, dtype=jnp.uint32),
+        "valid": jnp.ones(4),
+    }
+    return task, network, params, task.prepare(network, batch, jax.random.key(0))
+
+
+def test_the_loss_is_the_mean_over_masks_and_targets_have_no_gradient():
+    task, network, params, batch = small(masks=("blocks(2, 0.3)", "tube(0.5)"), mask_tokens=2)
+    other = jax.tree.map(lambda x: x + 0.1, params)
+
+    def loss(params, teacher):
+        outputs = task.outputs(network, params, batch, teacher=teacher)
+        return task.losses(outputs, batch)[0].mean(), outputs
+
+    (ours, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(params, other)
+    masks = [np.abs(z - h).mean() for z, h in zip(outputs.predicted, outputs.target, strict=True)]
+    assert float(ours) == pytest.approx(np.mean(masks), abs=1e-6)
+    tokens = network.apply({"params": other}, batch["clips"], method="encode").reshape(4, 32, 24)
+    picked = np.take_along_axis(np.asarray(tokens), batch["wanted_1"][..., None], axis=1)
+    centred = picked - picked.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(picked.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(outputs.target[1], expected, atol=1e-5)
+    # Each mask has a token of its own, and learns it.
+    moved = np.abs(np.asarray(gradients["predictor"]["mask_tokens"])).max(axis=1)
+    assert (moved > 0).all()
+    # Targets of the trained parameters, stopped: as those of an equal teacher.
+    stopped, *_ = small(masks=("blocks(2, 0.3)", "tube(0.5)"), mask_tokens=2, target="stopped")
+    of_stopped = jax.grad(
+        lambda p: stopped.losses(stopped.outputs(network, p, batch, teacher=other), batch)[0].sum()
+    )(params)
+    of_averaged = jax.grad(lambda p: 4 * loss(p, params)[0])(params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), of_stopped, of_averaged)
+
+
+def test_sigreg_is_the_statistic_of_epps_and_pulley():
+    rng = np.random.default_rng(0)
+    term = REGULARISERS["sigreg(directions=3)"]
+    assert (term.weight, REGULARISERS["sigreg(0.5)"].weight) == (0.02, 0.5)
+    key, features = jax.random.key(1), rng.normal(size=(6, 4)).astype(np.float32)
+    valid = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    drawn = np.asarray(jax.random.normal(key, (4, 3)))
+    t, total = np.linspace(0, 3, 17), []
+    for direction in (drawn / np.linalg.norm(drawn, axis=0)).T:
+        x = features[:5] @ direction
+        normal = np.exp(-(t**2) / 2)
+        found = np.abs(np.exp(1j * np.outer(t, x)).mean(axis=1) - normal) ** 2
+        total.append(5 * 2 * np.trapezoid(found * normal, t))
+    ours = term(jnp.asarray(features), jnp.asarray(valid), key)
+    assert float(ours) == pytest.approx(np.mean(total), rel=1e-4)
+    normal = jnp.asarray(rng.normal(size=(256, 4)), jnp.float32)
+    lowest, *others = (float(term(x * normal, jnp.ones(256), key)) for x in (1, 2, 0.5, 0))
+    assert lowest < min(others)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_root):
+    workdir = tmp_path_factory.mktemp("jepa") / "run"
+    train(config_of(data_root), workdir)
+    return workdir
+
+
+def config_of(data_root, *more):
+    overrides = [*RUN, f"--config.data.root={data_root}", *more]
+    return read_config(str(ROOT / "configs/jepa_digits.py"), overrides)
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(run, tmp_path, data_root, monkeypatch):
+    """The averaged parameters, which make the targets, are part of the state."""
+    workdir = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", stop_after(2))
+        assert int(train(config_of(data_root), workdir).step) < 6
+    train(config_of(data_root), workdir)
+    ours, expected = (Run(x, "latest").network_params for x in (workdir, run))
+    assert set(ours) == {"encoder", "predictor"}
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_what_is_watched_is_in_the_log(run, data_root, tmp_path):
+    *_, row = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert {"feature_rank", "token_spread", "explained", "raw_feature_rank"} <= set(row)
+    assert row["explained"] == pytest.approx(1 - row["error"] / row["constant_error"])
+    assert 1 <= row["feature_rank"] <= 24
+    assert "probe" not in row
+    name = RUN[0].removesuffix(")") + ", probe='motion')"
+    train(config_of(data_root, name, "--config.train.steps=2"), tmp_path / "probed")
+    *_, row = map(json.loads, (tmp_path / "probed/metrics.jsonl").read_text().splitlines())
+    assert 0 <= row["probe"] <= 1
+    assert Run(tmp_path / "probed").step == 2  # the best by its probe
+
+
+def test_pre_training_resumes_from_encoder_and_predictor(run, tmp_path, data_root):
+    start = [f"--config.init.path={run}", "--config.init.checkpoint=latest"]
+    still = ["--config.optim.lr=0.0", "--config.train.steps=2", "--config.optim.name=sgd"]
+    train(config_of(data_root, *start, *still), tmp_path / "on")
+    ours, expected = (Run(x, "latest").network_params for x in (tmp_path / "on", run))
+    close = partial(np.testing.assert_allclose, atol=1e-7)  # averages of equal numbers round
+    jax.tree.map(close, ours, expected)
+    wider = RUN[0].replace("width=12", "width=16")
+    with pytest.raises(ValueError, match="another decoder or predictor: .* set the options"):
+        train(config_of(data_root, *start, wider), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.model.classes=8", "task jepa has no classes"),
+        ("--config.task.name=jepa(masks=())", "leaves nothing to predict"),
+        ("--config.task.name=jepa(mask_tokens=2, mask_token=3)", "mask_token=3 is not one of"),
+        ("--config.task.name=jepa(masks=('blocks(8, 1.0)',))", r"scale=1.0, is not in \(0, 1\)"),
+        ("--config.task.name=jepa(masks=('blocks(9, 0.9)',))", "no token is seen of a grid"),
+        ("--config.task.name=jepa(target='mean')", "unknown target 'mean'; known: averaged"),
+        ("--config.task.name=jepa(regulariser='sigreg')", "set target='trained'"),
+        ("--config.task.name=jepa(masks=('tube',), probe='colour')", "no label 'colour'; it has:"),
+        ("--config.optim.layer_decay=0.9", "the task trains more than a model"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(override, message, tmp_path, data_root):
+    with pytest.raises(ValueError, match=message):
+        train(config_of(data_root, override), tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_targets_of_averaged_parameters_need_some(tmp_path, data_root):
+    config = config_of(data_root)
+    config = replace(config, train=replace(config.train, average_decay=None))
+    with pytest.raises(ValueError, match="learns from averaged parameters: set train.average"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_loss_of_the_whole_batch_is_refused_by_parts(tmp_path, data_root):
+    name = "--config.task.name=jepa(masks=('tube(0.5)',), width=12, depth=1, heads=2, target=" + (
+        "'trained', regulariser='sigreg')"
+    )
+    for override, message in (
+        ("--config.train.accumulate=2", "not of its parts; set accumulate=1"),
+        ("--config.parallel.mode=pmap", "which no device has; use 'jit'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(config_of(data_root, name, override), tmp_path / "run")
+    train(config_of(data_root, name, "--config.train.steps=2"), tmp_path / "whole")
+
+
+def test_explained_is_zero_for_the_best_constant():
+    task = Jepa(masks=("tube(0.5)",))
+    rows = {"features": np.eye(4, 3), "at_places": np.zeros((4, 1, 3))}
+    rows["at_places"][0] = 1
+    outputs = Latents((jnp.zeros((4, 1, 3)),), (jnp.asarray(rows["at_places"]),), jnp.zeros(()))
+    batch = {"valid": jnp.ones(4)}
+    sums = task.sums(task.losses(outputs, batch), outputs, batch)
+    means = {k: float(a / b) for k, (a, b) in sums.items()}
+    assert task.whole_metrics(rows, means)["explained"] == pytest.approx(0.0, abs=1e-6)

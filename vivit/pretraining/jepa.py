@@ -1,0 +1,239 @@
+"""Prediction of features: V-JEPA (2404.08471) and V-JEPA 2 (2506.09985)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vivit.axes import Clips, NewGrid
+from vivit.model.config import ModelConfig
+from vivit.model.layers import Dense
+from vivit.model.network import Network
+from vivit.model.places import Places, take
+from vivit.model.resolve import resolve
+from vivit.model.stage import Stage
+from vivit.model.vivit import ViViT
+from vivit.objective import Sums
+from vivit.pretraining.masks import MASKS, Counts, Wanted
+from vivit.pretraining.objective import Pretraining, narrow_layers, normalised
+from vivit.pretraining.regularisers import REGULARISERS
+from vivit.ramps import Strength
+from vivit.registry import Registry
+from vivit.tasks.objective import Batch, Values, weighted_sums
+
+ORDER = 2**30  # folded into a clip's key with the number of a mask
+
+Tokens = Float[Array, "B M D"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A registered choice of the parameters that make the targets.
+
+    choose: (parameters, averaged ones) -> those of the targets. averages: whether it needs the
+    averaged ones. trained: whether the targets have a gradient.
+    """
+
+    choose: Callable[[Any, Any], Any]
+    averages: bool = False
+    trained: bool = False
+
+
+TARGETS: Registry[Target] = Registry("target")
+TARGETS.add("averaged", Target(lambda params, averaged: averaged, averages=True))
+TARGETS.add("stopped", Target(lambda params, averaged: jax.lax.stop_gradient(params)))
+TARGETS.add("trained", Target(lambda params, averaged: params, trained=True))
+
+
+class Latents(NamedTuple):
+    """What the predictor says of the wanted tokens of each mask, what they are, a term of the whole
+    batch, and what is watched."""
+
+    predicted: tuple[Tokens, ...]
+    target: tuple[Tokens, ...]
+    regulariser: Float[Array, ""]
+    watched: dict[str, Array] | None = None
+
+
+class Predictor(nn.Module):
+    """A narrow transformer that predicts tokens from those that are seen.
+
+    config: of its layers. width: of the encoder's tokens. tokens: how many mask tokens it has.
+    """
+
+    config: ModelConfig
+    width: int
+    tokens: int
+
+    @nn.compact
+    def __call__(self, x: NewGrid, seen: Places, wanted: Wanted, token: int) -> Tokens:
+        """x: the encoder's tokens. token: the number of the mask token."""
+        config = self.config
+        x = Dense((config.width,), config.dtype, name="narrow")(x)
+        x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
+        shape = (self.tokens, config.width)
+        mask_tokens = self.param("mask_tokens", nn.initializers.zeros, shape)
+        hidden = jnp.broadcast_to(mask_tokens[token], (*wanted.shape, config.width))[:, None]
+        places = jnp.concatenate([seen.reshape(*x.shape[:3]), wanted[:, None]], axis=2)
+        x = jnp.concatenate([x, hidden.astype(x.dtype)], axis=2)
+        x = Stage(config, 0, name="stage")(x, places, pool=False)[:, 0, -wanted.shape[1] :]
+        return nn.Dense(self.width, dtype=jnp.float32, name="widen")(x)
+
+
+class JointEmbedding(nn.Module):
+    """An encoder of the tokens that each mask leaves, and a predictor of others' features.
+
+    config: of the encoder. predictor_config: of the predictor's layers. counts: of the tokens that
+    are seen and predicted, by mask. tokens: how many mask tokens there are. token: the number, from
+    1, of the one that all masks use; 0: each has its own.
+    """
+
+    config: ModelConfig
+    predictor_config: ModelConfig
+    counts: tuple[Counts, ...]
+    tokens: int
+    token: int
+
+    def setup(self) -> None:
+        self.encoder = ViViT(self.config)
+        self.predictor = Predictor(self.predictor_config, self.config.width, self.tokens)
+
+    def __call__(self, clips: Clips, *places: Array) -> tuple[Tokens, ...]:
+        """places: the tokens that are seen and those predicted, of each mask in turn."""
+        predicted = []
+        for i, (seen, wanted) in enumerate(zip(places[::2], places[1::2], strict=True)):
+            tokens = self.encoder.encode(clips, seen)
+            number = self.token - 1 if self.token else i % self.tokens
+            predicted.append(self.predictor(tokens, seen, wanted, number))
+        return tuple(predicted)
+
+    def encode(self, clips: Clips) -> NewGrid:
+        return self.encoder.encode(clips)
+
+    @nn.nowrap
+    def example(self) -> tuple[Array, ...]:
+        """Returns what `init` and `apply` take, of one clip."""
+        clips = jnp.zeros((1, *self.config.clip, 3))
+        return clips, *(x for counts in self.counts for x in counts.example())
+
+    @nn.nowrap
+    def with_settings(self, **changes: Any) -> "JointEmbedding":
+        """Returns the network around the model of the same settings but for `changes`."""
+        layers = {k: v for k, v in changes.items() if k in ("kernel", "remat", "scan", "dtype")}
+        return self.clone(
+            config=resolve(replace(self.config.settings, **changes)),
+            predictor_config=resolve(replace(self.predictor_config.settings, **layers)),
+        )
+
+
+class Jepa(Pretraining):
+    """The task `jepa`: an encoder of the tokens that are seen, a predictor of the features of
+    others, and the absolute error to those of a slower encoder that sees the whole clip."""
+
+    name = "jepa"
+
+    def __init__(
+        self,
+        labels: Mapping[str, int] | None = None,
+        *,
+        masks: tuple[str, ...] = ("blocks(8, 0.15)", "blocks(2, 0.7)"),
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        mask_tokens: int = 1,
+        mask_token: int = 0,
+        target: str = "averaged",
+        regulariser: str = "none",
+        probe: str = "",
+    ) -> None:
+        """masks: of MASKS; each has its own pass of the encoder and the predictor.
+
+        width, depth, heads, mlp_ratio: of the predictor; its MLPs have mlp_ratio * width channels.
+        mask_tokens: how many there are; mask i uses token i, from the start again if there are
+        fewer tokens than masks. mask_token: the number, from 1, of the token that all use instead.
+        target: a name of TARGETS, the parameters that make the targets: "averaged" by
+        train.average_decay; "stopped", those that are trained, without a gradient; or "trained",
+        with it, which needs a regulariser. regulariser: of REGULARISERS, what is added to the loss.
+        probe: a label of the validation split, on which the features are probed.
+        """
+        self.masks = tuple(MASKS[name] for name in masks)
+        if not self.masks:
+            raise ValueError("task jepa: masks=() leaves nothing to predict; name one or two masks")
+        if mask_token > mask_tokens:
+            raise ValueError(f"task jepa: {mask_token=} is not one of the {mask_tokens=}")
+        self._target, self._regulariser = TARGETS[target], REGULARISERS[regulariser]
+        self.averages, self.over_batch = self._target.averages, self._regulariser.weight > 0
+        if self.over_batch and not self._target.trained:
+            raise ValueError(
+                f"task jepa: {regulariser=} works on the features of {target=}, which have no "
+                "gradient; set target='trained'"
+            )
+        self.probe = probe
+        sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+        self._predictor = partial(narrow_layers, **sizes, norm=True)
+        self._tokens: dict[str, Any] = {"tokens": mask_tokens, "token": mask_token}
+
+    def network(self, model: ViViT) -> JointEmbedding:
+        config = model.config
+        self.check_model(config)
+        counts = tuple(mask.counts(config.grid) for mask in self.masks)
+        return JointEmbedding(config, self._predictor(config), counts, **self._tokens)
+
+    def prepare(self, network: Network, batch: Batch, key: Array) -> Batch:
+        """Adds the tokens "seen_I" and "wanted_I" of each clip by mask I."""
+        keys, drawn = self.keys(batch, key), {}
+        for i, mask in enumerate(self.masks):
+            of_mask = jax.vmap(partial(jax.random.fold_in, data=ORDER + i))(keys)
+            masked = mask(of_mask, network.config.grid)
+            drawn |= {f"seen_{i}": masked.seen, f"wanted_{i}": masked.wanted}
+        return {**batch, **drawn}
+
+    def inputs(self, batch: Batch) -> tuple[Array, ...]:
+        numbers = range(len(self.masks))
+        places = (batch[f"{kind}_{i}"] for i in numbers for kind in ("seen", "wanted"))
+        return batch["clips"], *places
+
+    def outputs(
+        self, network: Network, params: Any, batch: Batch, *, teacher: Any, rngs: Any = None
+    ) -> Latents:
+        predicted: Any = network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
+        of_targets = {"params": self._target.choose(params, teacher)}
+        tokens: Any = network.apply(of_targets, batch["clips"], method="encode")
+        wanted = (batch[f"wanted_{i}"][:, None] for i in range(len(self.masks)))
+        target = tuple(normalised(take(tokens, places)[:, 0]) for places in wanted)
+        key = jax.random.fold_in(jax.random.key(0), batch["indices"][0])
+        added = self._regulariser(tokens.mean(axis=(1, 2)), batch["valid"], key)
+        return Latents(predicted, target, added)
+
+    def losses(
+        self, outputs: Latents, batch: Batch, *, label_smoothing: Strength = 0.0
+    ) -> list[Values]:
+        """Returns the mean absolute error of each clip, the mean over the masks, and the term of
+        the batch."""
+        weight = self._regulariser.weight
+        return [(1 - weight) * self._errors(outputs) + weight * outputs.regulariser]
+
+    def sums(self, losses: list[Values], outputs: Latents, batch: Batch) -> Sums:
+        values = {"loss": losses[0], "error": self._errors(outputs)}
+        return weighted_sums(values, batch["valid"])
+
+    def whole_metrics(
+        self, rows: Mapping[str, np.ndarray], means: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Returns also "explained": 1 less the error over that of the best constant prediction at
+        each place, which falls with the error where features collapse."""
+        found = super().whole_metrics(rows, means)
+        explained = 1 - means["error"] / max(found["constant_error"], 1e-12)
+        return {**found, "explained": explained}
+
+    def _errors(self, outputs: Latents) -> Values:
+        pairs = zip(outputs.predicted, outputs.target, strict=True)
+        errors = [jnp.abs(z - h).mean(axis=(1, 2)) for z, h in pairs]
+        return jnp.mean(jnp.stack(errors), axis=0)
