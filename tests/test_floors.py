@@ -51,6 +51,8 @@ FLOORS = {
     "vivit.metrics_log": 3,
     "vivit.predict": 3,
     "vivit.probe": 4,
+    "vivit.encoder": 4,
+    "vivit.features": 4,
     "vivit.predictions": 3,
     "vivit.preemption": 3,
     "vivit.profiling": 3,

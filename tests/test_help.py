@@ -22,6 +22,7 @@ COMMANDS = (
     "vivit.dataprep.__main__",
     "vivit.describe",
     "vivit.evaluate",
+    "vivit.features",
     "vivit.predict",
     "vivit.pretrained.__main__",
     "vivit.probe",

@@ -6,122 +6,217 @@ is probed too, as a baseline.
 """
 
 import argparse
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array
 
-from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
-from vivit.data.pipeline import eval_batches
-from vivit.data.sources import open_split
-from vivit.data.split import Split
-from vivit.data.views import make_views
-from vivit.evaluate import collect, model_for_devices
-from vivit.io import write_json
-from vivit.objective import Sums
-from vivit.parallel import Parallel
+import vivit.pretraining.attentive  # noqa: F401 registers a probe
+from vivit.cli import make_parser, run_command, show_log
+from vivit.config import parse
+from vivit.data.split import Split, some_numbers
+from vivit.encoder import Encoder
+from vivit.features import FeatureFolder, add_encoder_arguments, chosen_encoder
+from vivit.io import read_json, write_json
 from vivit.pretraining.probes import PROBES, Features, Probe, fit
 from vivit.run import Run
-from vivit.step import make_eval_step
-from vivit.tasks import Classify
 
-
-class Reading(Classify):
-    """Reads features: nothing is predicted of the clips."""
-
-    def losses(self, outputs: Any, batch: Any, *, label_smoothing: Any = 0.0) -> list[Array]:
-        return []
-
-    def sums(self, losses: Any, outputs: Any, batch: Any) -> Sums:
-        return {}
-
-    def kept(self, outputs: Any) -> dict[str, Array]:
-        return {"features": outputs}
+DEFAULT = ("linear", "knn")
+MEMORY = 2**34  # bytes of tokens, at most
+Tables = dict[str, dict[str, Probe]]
 
 
 def probe(
-    run: Run, *, label: str, clips: int = 0, random_seed: int = 0
-) -> dict[str, dict[str, Probe]]:
-    """Returns "trained" and "random" -> name of a probe -> its accuracies.
+    encoder: Encoder,
+    *,
+    label: str,
+    clips: int = 0,
+    probes: Sequence[str] = DEFAULT,
+    views: str = "1x1",
+    splits: Sequence[str] = (),
+    random_seed: int = 0,
+) -> Tables:
+    """Returns "trained" and "random SEED" -> name of a probe -> its accuracies.
 
-    clips: how many labelled clips of the training split the probes get, 0 for all. random_seed: of
-    the random parameters. Raises ValueError for a label that the data lack.
+    clips: how many labelled clips of the training split the probes get, 0 for all. views: of the
+    validation and test clips, such as "4x3". splits: to fit to, to choose by and to test on; those
+    of the config and "test" if there are none. Raises ValueError for a label that the data lack.
     """
-    data = replace(run.data_settings, label=label)
-    data = replace(data, views=data.views.centre())
-    names = (*data.splits[:2], "test")
-    splits = [open_split(data, name) for name in names]
-    if any(split.classes[label].several for split in splits):
-        raise ValueError(f"a clip may have several classes of {label!r}; probe a label with one")
-    splits[0] = splits[0].some(clips)
-    model, parallel = model_for_devices(run)
-    model = model.with_settings(classes=0)
-    drawn = model.init(jax.random.key(random_seed), *model.example())["params"]
-    trained = {name: run.params[name] for name in drawn}  # without a head
-    tables: dict[str, dict[str, Probe]] = {}
-    for name, params in (("trained", trained), ("random", jax.device_get(drawn))):
-        placed = parallel.place(params)
-        features = [_read(model, placed, parallel, split, data) for split in splits]
-        tables[name] = {kind: fit(kind, *features) for kind in PROBES}
+    names = splits or (*encoder.data.splits[:2], "test")
+    opened = [encoder.open(name) for name in names]
+    labels = [_classes_of(split, label) for split in opened]
+    numbers = some_numbers(len(opened[0]), clips) if clips else None
+    opened[0] = opened[0].some(clips)
+    labels[0] = labels[0] if numbers is None else labels[0][list(numbers)]
+    tokens = any(PROBES[name].tokens for name in probes)
+    if tokens:
+        _check_memory(encoder, opened, views)
+    tables = {}
+    for name, which in (
+        ("trained", encoder),
+        (f"random {random_seed}", encoder.with_random_parameters(random_seed)),
+    ):
+        kinds = ("clip", "token") if tokens else ("clip",)
+        features = []
+        for i, (split, of_clips) in enumerate(zip(opened, labels, strict=True)):
+            rows = which.read(split, kinds, views=views if i else "1x1")
+            known = of_clips[rows["indices"].astype(int)]
+            features.append(Features(rows["clip"].astype(np.float64), known, rows.get("token")))
+        tables[name] = {kind: fit(kind, *features) for kind in probes}
     return tables
 
 
-def _read(model: Any, params: Any, parallel: Parallel, split: Split, data: Any) -> Features:
-    reading = Reading({label: 1 for label in split.task.labels})
-    frames, *size = model.config.clip
-    step = make_eval_step(model, reading, predict_views=make_views(data.views, split, tuple(size)))
-    of_process = {"process": parallel.part, "processes": parallel.parts}
-    with closing(eval_batches(data, split, frames=frames, **of_process)) as batches:
-        rows = collect(parallel.evaluate(step), params, batches, parallel).rows
-    return Features(rows["features"].astype(np.float64), rows["labels"])
+def probe_folders(
+    folders: Mapping[str, FeatureFolder],
+    *,
+    label: str,
+    splits: Sequence[str],
+    clips: int = 0,
+    probes: Sequence[str] = DEFAULT,
+) -> Tables:
+    """Returns name of a folder of features -> name of a probe -> its accuracies.
+
+    Raises ValueError for folders that are not of the same architecture, kind and data.
+    """
+    first, *others = folders.values()
+    for other in others:
+        _check_comparable(first, other)
+    return {
+        name: {kind: fit(kind, *_of_folder(folder, label, splits, clips)) for kind in probes}
+        for name, folder in folders.items()
+    }
+
+
+def _of_folder(
+    folder: FeatureFolder, label: str, splits: Sequence[str], clips: int
+) -> list[Features]:
+    found = []
+    for i, split in enumerate(splits):
+        values, classes, _ = folder.read(split, label)
+        if clips and not i:
+            if clips > len(classes):
+                raise ValueError(f"{clips} clips are wanted of {len(classes)}; 0 is for all")
+            chosen = list(some_numbers(len(classes), clips))
+            values, classes = values[chosen], classes[chosen]
+        tokens = values if values.ndim > 3 else None
+        if tokens is not None:  # what a head would get of them is taken to be their mean
+            values = tokens.astype(np.float64).mean(axis=(2, 3))
+        found.append(Features(values.astype(np.float64), classes, tokens))
+    return found
+
+
+def _check_comparable(one: FeatureFolder, other: FeatureFolder) -> None:
+    key = lambda folder: {
+        "model": folder.about["encoder"]["model"],
+        **{k: folder.about[k] for k in ("kind", "views", "data")},
+    }
+    a, b = key(one), key(other)
+    different = [name for name in a if a[name] != b[name]]
+    if different:
+        raise ValueError(
+            f"the features in {other.folder} are of another {' and '.join(different)} than those "
+            f"in {one.folder}, so they say nothing about each other"
+        )
+
+
+def _classes_of(split: Split, label: str) -> np.ndarray:
+    """Returns the class number of each clip. Raises ValueError where a clip has none or several."""
+    classes = split.classes.get(label)
+    if classes is None:
+        raise ValueError(
+            f"{split.name} has no label {label!r}; it has: {', '.join(split.classes) or 'none'}"
+        )
+    if classes.several:
+        raise ValueError(f"a clip may have several classes of {label!r}; probe a label with one")
+    found = np.array([int(split.reader.label(i, label)) for i in range(len(split))])
+    if (found < 0).any():
+        raise ValueError(
+            f"{(found < 0).sum()} clips of split {split.split!r} of {split.name} have no "
+            f"{label!r}; a probe needs splits that are labelled"
+        )
+    return found
+
+
+def _check_memory(encoder: Encoder, splits: Sequence[Split], views: str) -> None:
+    """Raises ValueError if the tokens of all clips would not fit into memory."""
+    count, config = len(splits[0]), encoder.model.config
+    held_out = sum(map(len, splits[1:])) * int(np.prod([int(n) for n in views.split("x")]))
+    size = (count + held_out) * int(np.prod(config.grid)) * config.width * 4
+    if size > MEMORY:
+        raise ValueError(
+            f"the tokens of all clips take {size / 1e9:.0f} GB; give fewer --clips, or train a "
+            "head on the frozen encoder with vivit.train and optim.freeze"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(
         "vivit.probe",
         __doc__,
-        "python -m vivit.probe --workdir=runs/mae_digits --label=motion",
         "python -m vivit.probe --workdir=runs/mae_digits --label=motion --clips=80",
+        "python -m vivit.probe --features features/mae features/random --label=motion",
     )
-    parser.add_argument("--workdir", metavar="RUN", required=True, help="the folder of a run")
+    which = add_encoder_arguments(parser)
+    which.add_argument(
+        "--features", metavar="FOLDER", nargs="+", help="what vivit.features wrote, to compare"
+    )
     parser.add_argument("--label", required=True, help="what the probes predict")
     parser.add_argument(
         "--clips", type=int, default=0, help="labelled clips that the probes get (default: all)"
     )
     parser.add_argument(
+        "--probes", nargs="+", default=list(DEFAULT), metavar="NAME",
+        help=f"{', '.join(PROBES)}, with options in brackets (default: {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--views", default="1x1", help="4x3 to test on 4 clips of each video in 3 crops"
+    )
+    parser.add_argument(
+        "--splits", default="", metavar="A,B,C", help="for training, choice and test"
+    )
+    parser.add_argument(
         "--random-seed", type=int, default=0, help="of the model with random parameters (0)"
     )
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are now")
-    add_checkpoint_argument(parser)
     show_log()
-    arguments = parser.parse_args(argv)
-    run = Run(arguments.workdir, arguments.checkpoint, data_root=arguments.data_root)
-    tables = probe(
-        run, label=arguments.label, clips=arguments.clips, random_seed=arguments.random_seed
-    )
-    show(tables)
-    path = write(run, tables, arguments)
-    print(f"-> {path}")
+    arguments, config = parse(parser, argv)
+    common = {"label": arguments.label, "clips": arguments.clips, "probes": arguments.probes}
+    splits = arguments.splits.split(",") if arguments.splits else []
+    if len(splits) not in (0, 3):
+        raise ValueError(f"--splits={arguments.splits} must be three: to fit, to choose, to test")
+    if arguments.features:
+        folders = {folder: FeatureFolder(Path(folder)) for folder in arguments.features}
+        splits = splits or ["train", "validation", "test"]
+        tables = probe_folders(folders, splits=splits, **common)
+        show(tables, arguments.probes)
+        return
+    encoder = chosen_encoder(arguments, config)
+    common |= {"views": arguments.views, "splits": splits}
+    tables = probe(encoder, random_seed=arguments.random_seed, **common)
+    show(tables, arguments.probes)
+    if arguments.workdir:
+        run = Run(arguments.workdir, arguments.checkpoint)
+        print(f"-> {write(run, tables, arguments)}")
 
 
-def show(tables: dict[str, dict[str, Probe]]) -> None:
+def show(tables: Tables, probes: Sequence[str]) -> None:
     """Prints the accuracies on the test split."""
-    print(f"{'encoder':10}" + "".join(f"{kind:>22}" for kind in PROBES))
+    width = max(map(len, tables))
+    print(f"{'encoder':{width}}" + "".join(f"{kind.partition('(')[0]:>30}" for kind in probes))
+    for name, found in tables.items():
+        cells = [f"{x.test:.2%} ({x.option})" for x in found.values()]
+        print(f"{name:{width}}" + "".join(f"{cell:>30}" for cell in cells))
+
+
+def write(run: Run, tables: Tables, arguments: argparse.Namespace) -> Path:
+    """Writes RUN/probe/LABEL_STEP_CLIPS_VIEWS.json, next to what the file has of other probes and
+    of other random parameters; returns its path."""
+    which, splits = arguments.clips or "all", arguments.splits.replace(",", "-")
+    parts = (arguments.label, f"{run.step:08d}", str(which), arguments.views, splits)
+    path = run.folder / "probe" / f"{'_'.join(filter(None, parts))}.json"
+    found = read_json(path) if path.exists() else {}
     for name, probes in tables.items():
-        cells = [f"{x.test:.2%} (option {x.option:g})" for x in probes.values()]
-        print(f"{name:10}" + "".join(f"{cell:>22}" for cell in cells))
-
-
-def write(run: Run, tables: dict[str, dict[str, Probe]], arguments: argparse.Namespace) -> Path:
-    """Writes RUN/probe/LABEL_STEP_CLIPS.json; returns its path."""
-    which = arguments.clips or "all"
-    path = run.folder / "probe" / f"{arguments.label}_{run.step:08d}_{which}.json"
-    found = {name: {k: x._asdict() for k, x in probes.items()} for name, probes in tables.items()}
-    options = {key: getattr(arguments, key) for key in ("label", "clips", "random_seed")}
+        found[name] = {**found.get(name, {}), **{k: x._asdict() for k, x in probes.items()}}
+    options = {key: getattr(arguments, key) for key in ("label", "clips", "views")}
     write_json(path, {**options, "step": run.step, **found}, indent=2)
     return path
 

@@ -67,7 +67,7 @@ def test_some_clips_of_a_split_are_always_the_same_ones(train_split):
     assert prints[0] == prints[1]
     whole = [clip.tobytes() for batch in take(train_split, 4) for clip in batch["clips"]]
     assert set(prints[0]) < set(whole)
-    with pytest.raises(ValueError, match=r"train_clips=33, but split 'train' .* has 32 clips"):
+    with pytest.raises(ValueError, match=r"33 clips are wanted of split 'train' .*, which has 32"):
         train_split.some(33)
 
 

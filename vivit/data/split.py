@@ -78,11 +78,10 @@ class Split:
             return self
         if clips > len(self):
             raise ValueError(
-                f"data.train_clips={clips}, but split {self.split!r} of {self.name} has "
-                f"{len(self)} clips; set 0 for all"
+                f"{clips} clips are wanted of split {self.split!r} of {self.name}, which has "
+                f"{len(self)}; 0 is for all"
             )
-        drawn = np.random.default_rng(0).permutation(len(self))[:clips]
-        return replace(self, reader=SomeClips(self.reader, tuple(sorted(drawn.tolist()))))
+        return replace(self, reader=SomeClips(self.reader, some_numbers(len(self), clips)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,6 +102,12 @@ class Split:
     def labels_of(self, i: int) -> dict[str, Any]:
         """Returns label -> class number of a clip, or its numbers where it may have several."""
         return {label: self.reader.label(i, label) for label in self.task.labels}
+
+
+def some_numbers(count: int, some: int) -> tuple[int, ...]:
+    """Returns some of the numbers below `count`, drawn at random, always the same ones."""
+    drawn = np.random.default_rng(0).permutation(count)[:some]
+    return tuple(sorted(drawn.tolist()))
 
 
 def check_labels(

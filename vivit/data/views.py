@@ -16,24 +16,30 @@ from vivit.registry import Registry
 from vivit.tasks import Task
 
 # (logits of views [V, B, classes], task) -> logits.
-Average = Callable[[Float[Array, "V B classes"], Task], Logits]
+Average = Callable[[Float[Array, "V B classes"], Any], Logits]
 AVERAGES: Registry[Average] = Registry("average of views")
 AVERAGES.add("logits", lambda logits, task: logits.mean(axis=0))
 AVERAGES.add("probabilities", lambda logits, task: task.mean_probabilities(logits))
 
 
 def make_views(
-    settings: ViewsSettings, split: Split, size: tuple[int, int]
+    settings: ViewsSettings,
+    split: Split,
+    size: tuple[int, int],
+    *,
+    average: Callable[[Any, Any], Any] | None = None,
 ) -> Callable[[Callable[[Array], Any], Array, Array], Any]:
     """Returns (predict, clips [B, V, F, H, W, 3], extents [B, 2]) -> logits averaged over views.
 
     predict: clips [B, F, h, w, 3] of `size` -> logits, or of a single view anything. It gets the
         views one after another, so the memory is that of one view.
+    average: (what `predict` returns, with an axis of views before it, the split's task) -> what is
+        returned; None for that of `settings`.
     Raises ValueError where views can't be made, or would be equal.
     """
-    crop, average, task = make_crop(settings, split, size), AVERAGES[settings.average], split.task
+    crop, task = make_crop(settings, split, size), split.task
     several = settings.temporal > 1 or settings.spatial > 1
-    if several and not isinstance(task, Task):
+    if several and not (average or isinstance(task, Task)):
         raise ValueError(
             f"data.views: {settings.name} views are averaged, and without labels there is nothing "
             "to average; set temporal=1 and spatial=1"
@@ -47,8 +53,7 @@ def make_views(
         numbers = jnp.repeat(jnp.arange(count), settings.spatial)
         each = jnp.tile(jnp.array(places), count)
         one = lambda x: predict(crop(jnp.take(clips, x[0], axis=1), extents, x[1]))
-        assert isinstance(task, Task)
-        return average(jax.lax.map(one, (numbers, each)), task)
+        return (average or AVERAGES[settings.average])(jax.lax.map(one, (numbers, each)), task)
 
     return predict_views
 

@@ -128,8 +128,9 @@ class Pretraining(Objective):
         if self.probe:
             if len(features) < 3:
                 raise ValueError(f"a probe of {self.probe} needs at least 3 validation clips")
-            clips = Features(features, rows["labels"][:WATCHED, 0])
-            parts = (clips.part(slice(*x)) for x in ((1, None, 2), (2, None, 4), (0, None, 4)))
+            values, classes = features[:, None], rows["labels"][:WATCHED, 0]
+            numbers = slice(1, None, 2), slice(2, None, 4), slice(0, None, 4)
+            parts = (Features(values[i], classes[i]) for i in numbers)
             found["probe"] = fit("linear", *parts).test
         return found
 

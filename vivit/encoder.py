@@ -1,0 +1,138 @@
+"""A frozen encoder: features of the clips of a data set, from a run, from weights, or at random."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vivit.data.pipeline import eval_batches
+from vivit.data.settings import DataSettings
+from vivit.data.sources import open_split
+from vivit.data.split import Split
+from vivit.data.views import make_views
+from vivit.evaluate import collect, model_for_devices, parse_views
+from vivit.model.settings import ModelSettings
+from vivit.model.vivit import ViViT
+from vivit.objective import Sums
+from vivit.parallel import Parallel, make_parallel_for_inference
+from vivit.pretrained.files import flat_params
+from vivit.records import record
+from vivit.registry import Registry
+from vivit.run import Run, build_for_inference
+from vivit.settings import Config
+from vivit.step import make_eval_step
+from vivit.tasks.objective import Objective
+
+# Name -> (model, variables, clips [B, F, H, W, 3]) -> features [B, ...].
+KINDS: Registry[Any] = Registry("kind of features")
+KINDS.add("clip", lambda model, variables, clips: model.apply(variables, clips, method="features"))
+KINDS.add("token", lambda model, variables, clips: model.apply(variables, clips, method="encode"))
+
+
+class Reading(Objective):
+    """Reads features of these kinds: nothing is predicted, and no label is needed."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self._kinds = {name: KINDS[name] for name in kinds}
+
+    @property
+    def best(self) -> str:
+        return ""
+
+    def columns(self) -> dict[str, str]:
+        return {}
+
+    def outputs(
+        self, network: Any, params: Any, batch: Any, *, teacher: Any, rngs: Any = None
+    ) -> dict[str, Array]:
+        variables, clips = {"params": params}, batch["clips"]
+        return {name: kind(network, variables, clips) for name, kind in self._kinds.items()}
+
+    def losses(self, outputs: Any, batch: Any, *, label_smoothing: Any = 0.0) -> list[Array]:
+        return []
+
+    def sums(self, losses: Any, outputs: Any, batch: Any) -> Sums:
+        return {}
+
+    def kept(self, outputs: Any) -> dict[str, Array]:
+        return outputs
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model without a head, its parameters, and how it gets clips. origin: what it is, for files
+    of its features."""
+
+    model: ViViT
+    params: Any
+    parallel: Parallel
+    data: DataSettings
+    origin: Mapping[str, Any]
+
+    @cached_property
+    def _placed(self) -> Any:
+        return self.parallel.place(self.params)
+
+    def with_random_parameters(self, seed: int) -> "Encoder":
+        """Returns the encoder as it is before any training."""
+        drawn = self.model.init(jax.random.key(seed), *self.model.example())["params"]
+        origin = {"random_seed": seed, "model": self.origin["model"]}
+        return replace(self, params=jax.device_get(drawn), origin=origin)
+
+    def open(self, split: str) -> Split:
+        """Opens a split of the data set, with or without labels."""
+        return open_split(self.data, split, Reading(()))
+
+    def read(
+        self, split: Split, kinds: Sequence[str], *, views: str = "1x1"
+    ) -> dict[str, np.ndarray]:
+        """Returns kind -> features [N, V, ...] of all clips of a split in V views, and "indices"
+        [N] of the clips; those that cannot be read are missing."""
+        data = replace(self.data, views=replace(self.data.views, **parse_views(views)))
+        frames, *size = self.model.config.clip
+        stacked = lambda outputs, _: jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
+        cut = make_views(data.views, split, (size[0], size[1]), average=stacked)
+        step = make_eval_step(self.model, Reading(kinds), predict_views=cut)
+        of_process = {"process": self.parallel.part, "processes": self.parallel.parts}
+        with closing(eval_batches(data, split, frames=frames, **of_process)) as batches:
+            rows = collect(self.parallel.evaluate(step), self._placed, batches, self.parallel).rows
+        if data.views.temporal == data.views.spatial == 1:  # there is no axis of views yet
+            rows |= {kind: rows[kind][:, None] for kind in kinds}
+        return {name: rows[name] for name in (*kinds, "indices")}
+
+
+def encoder_of_run(run: Run) -> Encoder:
+    """Returns the encoder of a run's checkpoint."""
+    model, parallel = model_for_devices(run)
+    data = replace(run.data_settings, views=run.data_settings.views.centre())
+    return _without_head(model, run.params, parallel, data)
+
+
+def encoder_of_weights(path: str, config: Config) -> Encoder:
+    """Returns the encoder of a file of weights, which gets clips as `config.data` says."""
+    from vivit.pretrained import load
+
+    loaded = load(path, checkpoint=config.init.checkpoint)
+    fields = {**loaded.model_config, "kernel": config.model.kernel}
+    model = build_for_inference(record(ModelSettings, fields, at="model"))
+    parallel = make_parallel_for_inference(config.parallel)
+    data = replace(config.data, views=config.data.views.centre())
+    return _without_head(model, loaded.params, parallel, data)
+
+
+def _without_head(model: ViViT, params: Any, parallel: Parallel, data: DataSettings) -> Encoder:
+    model = model.with_settings(classes=0)
+    names = jax.eval_shape(lambda: model.init(jax.random.key(0), *model.example()))["params"]
+    params = {name: params[name] for name in names}
+    total = hashlib.sha256()
+    for name, array in sorted(flat_params(params).items()):
+        total.update(f"{name} {array.shape}\n".encode() + np.asarray(array, np.float32).tobytes())
+    origin = {"sha256": total.hexdigest(), "model": asdict(model.config.settings)}
+    return Encoder(model, params, parallel, data, origin)
