@@ -1,5 +1,6 @@
 """Attention maps and rollout, against explicit matrices."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from vivit.analysis import capture, heat_on_frames, overlay, rollout
 from vivit.analysis.overlay import relative_entropy
 from vivit.model import stack_layers
 from vivit.model.settings import FAMILIES
+from vivit.pretraining.masks import MASKS
 
 CASES = [
     (family, readout)
@@ -162,3 +164,47 @@ def test_entropy_by_hand():
     assert relative_entropy(np.eye(1, 8).reshape(2, 4)) == 0
     half = np.array([[0.5, 0.5, 0, 0]])
     assert relative_entropy(half) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("family", ["joint", "factorised_self_attention", "divided"])
+def test_tokens_that_are_seen_are_put_back_on_the_clips_grid(family):
+    """Of all places, maps and rollout are those of the whole grid; hidden tokens have none."""
+    model = vivit.build({
+        "clip": (4, 16, 16), "classes": 3, "width": 24, "depth": 2, "heads": 2, "mlp_dim": 32,
+        "tubelet": (2, 4, 4), "family": family, "readout": "cls" if family == "divided" else "mean",
+    })  # fmt: skip
+    params = model.init(jax.random.key(0), *model.example())["params"]
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    clips = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3)).astype(np.float32)
+    everything = jnp.broadcast_to(jnp.arange(32).reshape(2, 16), (2, 2, 16))
+    whole, same = capture(model, params, clips), capture(model, params, clips, everything)
+    for a, b in zip(whole.attentions, same.attentions, strict=True):
+        np.testing.assert_allclose(a.weights(), b.weights(), atol=1e-5)
+        np.testing.assert_allclose(a.over_time(), b.over_time(), atol=1e-5)
+    np.testing.assert_allclose(rollout(whole), rollout(same), atol=1e-6)
+    seen = MASKS["tube(0.5)"](jax.random.split(jax.random.key(1), 2), model.config.grid).seen
+    some = capture(model, params, clips, seen)
+    hidden = np.ones((2, 32), bool)
+    np.put_along_axis(hidden, np.asarray(seen).reshape(2, -1), False, axis=1)
+    parts = np.asarray(rollout(some)).reshape(2, 32)
+    np.testing.assert_allclose(parts.sum(axis=1), 1, atol=1e-5)
+    assert ((parts == 0) == hidden).all()
+    for attention in some.attentions:
+        maps = np.asarray(attention.weights()).reshape(2, 2, 32, 32)
+        over_time = np.asarray(attention.over_time())
+        assert over_time.shape == (2, 2, 2, 2)
+        for clip in range(2):
+            assert not maps[clip][:, hidden[clip]].any()
+            assert not maps[clip][:, :, hidden[clip]].any()
+            rows = maps[clip][:, ~hidden[clip]]
+            by_step = rows.reshape(2, 2, 8, 2, 16).sum(axis=4).mean(axis=2)
+            np.testing.assert_allclose(over_time[clip], by_step, atol=1e-5)
+
+
+def test_a_model_that_needs_all_tokens_captures_no_part_of_them():
+    model = vivit.build({
+        "clip": (4, 16, 16), "classes": 3, "width": 24, "depth": 2, "heads": 2, "mlp_dim": 32,
+        "tubelet": (2, 4, 4), "family": "axial",
+    })  # fmt: skip
+    with pytest.raises(ValueError, match="which needs the whole grid"):
+        capture(model, {}, np.zeros((1, 4, 16, 16, 3)), jnp.zeros((1, 2, 4), jnp.int32))

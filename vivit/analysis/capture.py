@@ -19,6 +19,7 @@ from vivit.axes import Clips, HeadGrid, KeyGrid, Logits, MixedGrid, ValueGrid
 from vivit.model import ViViT
 from vivit.model.attention import CAPTURED, make_attend
 from vivit.model.layout import Layout
+from vivit.model.places import Places, check_places, put
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +29,8 @@ class Attention:
     pattern: the registered pattern, with its options. layout: of the grid that the attention gets,
     without the extra tokens that the block leaves out. context: the pattern's keyword arguments.
     source: [B, T, S, P], which of the grid's P spatial tokens the S tokens come from, if a
-    reduction has moved them; else None.
+    reduction has moved them; else None. places: of the tokens on the clip's grid [T, S], if they
+    are not all of them, and that grid's shape; else None.
     """
 
     stage: int
@@ -41,6 +43,7 @@ class Attention:
     soft_cap: float = 0.0
     context: Mapping[str, Any] = field(default_factory=dict)
     source: Float[Array, "B T S P"] | None = None
+    places: tuple[Places, tuple[int, int]] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: queries {self.q.shape}>"
@@ -79,7 +82,8 @@ class Attention:
 
     def weights(self, *, chunk: int = 64) -> Float[Array, "B h Tq Sq Tk Sk"]:
         """Returns all weights: every row (t_q, s_q) sums to 1 over (t_k, s_k), less what goes to
-        class tokens and registers, which are left out.
+        class tokens and registers, which are left out. They are on the clip's grid: tokens that
+        were not seen have rows and columns of zeros.
 
         Made `chunk` keys at a time, but the result itself has h·(T·S)² numbers per clip.
         """
@@ -93,21 +97,33 @@ class Attention:
         maps = jnp.concatenate(parts, axis=-1)  # [B, T, S, h, T*S], with extra tokens
         maps = jnp.moveaxis(maps, 3, 1).reshape(b, -1, t, s, t, s)
         maps = self.layout.remove(maps, axes=(2, 3))
-        return self.layout.remove(maps, axes=(4, 5))
+        maps = self.layout.remove(maps, axes=(4, 5))
+        if self.places is None:
+            return maps
+        maps = put(jnp.moveaxis(maps, 1, -1), *self.places)  # [B, Tq, Sq, tk, sk, h]
+        maps = put(jnp.moveaxis(maps, (3, 4), (1, 2)), *self.places)
+        return jnp.moveaxis(maps, (1, 2, 5), (4, 5, 1))
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
         """Returns weights between time steps, summed over keys and averaged over queries in space.
 
-        Class tokens and registers are left out, so rows sum to less than 1 where there are any.
+        Class tokens and registers are left out, so rows sum to less than 1 where there are any; the
+        row of a time step of which no token was seen is 0.
         """
         b, t, s, g = self.shape
         ones = jnp.ones((b, t, s, g, 1))
         plain = self.layout.remove(ones)  # fixes the clip's own T and S
         steps, spatial = plain.shape[1:3]
-        marks = jnp.broadcast_to(jnp.eye(steps)[None, :, None, None], (b, steps, spatial, g, steps))
-        sent = self.mix(self.layout.insert(marks))  # [B, T, S, h, Tk]
-        sent = self.layout.remove(sent).mean(axis=2)
-        return jnp.moveaxis(sent, 2, 1)
+        of_step = jnp.broadcast_to(jnp.eye(steps)[:, None], (b, steps, spatial, steps))
+        if self.places is not None:
+            places, (steps, space) = self.places
+            of_step = jax.nn.one_hot(places // space, steps)
+        marks = jnp.broadcast_to(of_step[:, :, :, None], (*of_step.shape[:3], g, steps))
+        sent = self.layout.remove(self.mix(self.layout.insert(marks)))  # [B, t, s, h, Tk]
+        if self.places is None:
+            return jnp.moveaxis(sent.mean(axis=2), 2, 1)
+        count = jnp.maximum(of_step.sum(axis=(1, 2)), 1)[:, None, :, None]
+        return jnp.einsum("BtsT,BtshK->BhTK", of_step, sent) / count
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,7 +134,8 @@ class AttentionMaps:
     None where it does not pool. weights_of_readout: each stage's weights [B, T, S] of a readout
     with parameters, or None. sizes: how many spatial tokens each pooled token stands for, where a
     reduction counts them. sources: (stage, layer) -> the matrix [B, T, R, S] by which its tokens
-    were reduced after that layer's attentions; layer -1 is the stage's start.
+    were reduced after that layer's attentions; layer -1 is the stage's start. places: of the tokens
+    that were seen, or None for all.
     """
 
     model: ViViT
@@ -128,6 +145,7 @@ class AttentionMaps:
     weights_of_readout: tuple[Array | None, ...]
     sizes: tuple[Array | None, ...]
     sources: Mapping[tuple[int, int], Array]
+    places: Places | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(attention.name for attention in self.attentions)
@@ -157,11 +175,21 @@ class AttentionMaps:
         return jnp.stack([a.over_time() for a in self.of(**chosen)])
 
 
-def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
-    """Runs clips through a model and keeps its queries and keys."""
+def capture(model: ViViT, params: Any, clips: Clips, places: Places | None = None) -> AttentionMaps:
+    """Runs clips through a model and keeps its queries and keys.
+
+    places: of the tokens that are seen, as in `ViViT.encode`; None for all. Maps and rollout are on
+    the whole grid of the clip all the same. Raises ValueError for a model that cannot encode some
+    of the tokens.
+    """
+    on_grid = None
+    if places is not None:
+        check_places(model.config, lines=places.shape[1] > 1)
+        steps, rows, columns = model.config.grid
+        on_grid = places, (steps, rows * columns)
     if model.config.kernel.over_devices:  # equal to dense but for a mesh, which maps do not need
         model = model.with_settings(kernel="chunked")
-    logits, kept = _apply_capturing(model, params, clips)
+    logits, kept = _apply_capturing(model, params, clips, places)
     attentions, sources = [], {}
     source = None  # which spatial tokens of the clip's grid the tokens come from, until a pooling
     stages = [(kept.get(f"stage_{i}", {}), s) for i, s in enumerate(model.config.stages)]
@@ -173,7 +201,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
             of_layer = _layer(params[f"stage_{i}"], layer)
             for pattern in stage.attentions:
                 name = f"attention_{stage.block.attention_name(pattern)}"
-                layout = stage.block.layout_of(pattern, stage.layout)
+                layout = stage.block.layout_of(pattern, stage.layout.at(places))
                 attentions.append(
                     Attention(
                         stage=i,
@@ -186,6 +214,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
                         soft_cap=model.config.soft_cap,
                         context=_context(pattern, layout, layer, at_layer[name], of_layer[name]),
                         source=None if source is None else layout.matrix(source),
+                        places=on_grid,
                     )
                 )
             if (merged := at_layer.get("source")) is not None:
@@ -202,6 +231,7 @@ def capture(model: ViViT, params: Any, clips: Clips) -> AttentionMaps:
         weights_of_readout=of_stages("weights"),
         sizes=of_stages("sizes"),
         sources=sources,
+        places=places,
     )
 
 
@@ -215,8 +245,8 @@ def _context(
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply_capturing(model: ViViT, params: Any, clips: Clips) -> tuple[Any, Any]:
-    logits, variables = model.apply({"params": params}, clips, mutable=[CAPTURED])
+def _apply_capturing(model: ViViT, params: Any, clips: Clips, places: Any) -> tuple[Any, Any]:
+    logits, variables = model.apply({"params": params}, clips, places, mutable=[CAPTURED])
     return logits, variables.get(CAPTURED, {})
 
 

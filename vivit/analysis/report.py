@@ -21,6 +21,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from vivit.analysis.capture import AttentionMaps, capture
 from vivit.analysis.overlay import colour_bar, heat_on_frames, overlay, relative_entropy
 from vivit.analysis.page import cards, film, image, page, percent, picture, table, text
+from vivit.analysis.pretraining_report import write_pretraining_report
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
 from vivit.cli import add_run_arguments, make_parser, run_command, show_log
@@ -46,11 +47,14 @@ def write_report(
     views: str = "",
     data_root: str | None = None,
 ) -> Path:
-    """Writes RUN/report_SPLIT.html, after an evaluation of the checkpoint; returns its path.
+    """Writes RUN/report_SPLIT.html, after an evaluation of the checkpoint; returns its path. The
+    report of a run that predicts no labels is about what it learned from clips alone.
 
     views: "4x3" for other views than the config's. data_root: see `vivit.run.Run`.
     """
     run = open_run(workdir, checkpoint=checkpoint, split=split, data_root=data_root)
+    if not isinstance(run.objective, Task):
+        return write_pretraining_report(run, views=views)
     name = views or run.config.data.views.name
     path = evaluation_path(run.folder, split=split, step=run.step, views=name)
     rows = path.with_suffix(".parquet")

@@ -10,13 +10,15 @@ from vivit.analysis.capture import Attention, AttentionMaps
 from vivit.attention.reductions import NO_REDUCTION
 from vivit.model.block import tie
 from vivit.model.config import StageConfig
+from vivit.model.places import put
 from vivit.model.readout import dims_of
 
 Scalars = Float[Array, "B T S"]
 
 
 def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T S"]:
-    """Returns each token's part in the readout of its clip, on the space-time grid; they sum to 1.
+    """Returns each token's part in the readout of its clip, on the space-time grid; they sum to 1,
+    and tokens that were not seen have none.
 
     Abnar & Zuidema (2005.00928), section 3.1, for any list of stages: an attention passes on
     residual·x + (1 - residual)·A·x, where A is its mean over the heads, and a readout or a
@@ -29,7 +31,9 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
         raise ValueError(f"{residual=} is not in [0, 1)")
     config = maps.model.config
     t, y, x = config.grid
-    ones = jnp.ones((maps.logits.shape[0], t, y * x))
+    places = maps.places
+    seen = (t, y * x) if places is None else places.shape[1:]
+    ones = jnp.ones((maps.logits.shape[0], *seen))
 
     def readout(values: Scalars) -> Float[Array, ""]:
         for i, stage in enumerate(config.stages):
@@ -37,13 +41,14 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
         return values.sum()
 
     parts = jax.jit(jax.grad(readout))(ones)
-    return parts / parts.sum(axis=(1, 2), keepdims=True)
+    parts = parts / parts.sum(axis=(1, 2), keepdims=True)
+    return parts if places is None else put(parts, places, (t, y * x))
 
 
 def _through_stage(
     maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, *, residual: float
 ) -> Float[Array, "B T2 S2"]:
-    layout = stage.layout
+    layout = stage.layout.at(maps.places)
     values = layout.insert(values)
     for layer in range(-1, stage.depth):
         for attention in maps.attentions:

@@ -41,19 +41,20 @@ class ViViT(nn.Module):
                 config.classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head"
             )
 
-    def __call__(self, clips: Clips) -> Logits:
-        features = self.features(clips)
+    def __call__(self, clips: Clips, places: Places | None = None) -> Logits:
+        """places: as in `encode`."""
+        features = self.features(clips, places)
         return self.head(features) if self.config.classes else features
 
-    def features(self, clips: Clips) -> Float[Array, "B D"]:
+    def features(self, clips: Clips, places: Places | None = None) -> Float[Array, "B D"]:
         """What the head gets ("pre-logits"): `model.apply(variables, clips, method="features")`.
 
-        Raises ValueError for clips of another size than the model's.
+        places: as in `encode`. Raises ValueError for clips of another size than the model's.
         """
         self._check(clips)
-        x = self.tokens(clips)  # [B, T, S, D]
+        x = self.tokens(clips, places)  # [B, T, S, D]
         for stage in self.encoder:
-            x = stage(x)
+            x = stage(x, places)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         return nn.tanh(self.hidden(x)) if self.config.pre_logits else x
 

@@ -20,8 +20,9 @@ from vivit.model.resolve import resolve
 from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
-from vivit.pretraining.masks import MASKS, Counts, Wanted
+from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
 from vivit.pretraining.objective import Pretraining, narrow_layers, normalised
+from vivit.pretraining.pictures import GREY, Frames, frames_of, patches_of, replaced
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.ramps import Strength
 from vivit.registry import Registry
@@ -211,6 +212,15 @@ class Jepa(Pretraining):
         key = jax.random.fold_in(jax.random.key(0), batch["indices"][0])
         added = self._regulariser(tokens.mean(axis=(1, 2)), batch["valid"], key)
         return Latents(predicted, target, added)
+
+    def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
+        """Returns what each mask leaves of clips."""
+        config, patches = network.config, patches_of(batch["clips"], network.config)
+        made = {}
+        for i, mask in enumerate(self.masks):
+            hidden = hidden_from(batch[f"seen_{i}"], patches.shape[1])
+            made[f"what it sees: {mask.label}"] = frames_of(replaced(patches, hidden, GREY), config)
+        return made
 
     def losses(
         self, outputs: Latents, batch: Batch, *, label_smoothing: Strength = 0.0

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -24,6 +23,7 @@ from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
 from vivit.pretraining.objective import Pretraining, narrow_layers
+from vivit.pretraining.pictures import GREY, Frames, Patches, frames_of, patches_of, replaced
 from vivit.ramps import Strength
 from vivit.tasks.objective import Batch, Values, weighted_sums
 
@@ -91,17 +91,17 @@ class MaskedAutoencoder(nn.Module):
 def pixels_of(clips: Clips, wanted: Wanted, config: ModelConfig, *, normalise: bool) -> Pixels:
     """Returns the pixels of some tubelets, from 0 to 1, or normalised as VideoMAE's code does: each
     colour by its mean and its unbiased standard deviation over the tubelet, plus 1e-6."""
-    if clips.dtype == jnp.uint8:
-        frames = jnp.asarray(clips, jnp.float32) / 255
-    else:
-        frames = jnp.asarray(clips) * np.array(config.pixel_std) + np.array(config.pixel_mean)
-    t, h, w = config.tubelet
-    form = "B (T t) (Y h) (X w) C -> B T (Y X) (t h w) C"
-    pixels = take(rearrange(frames, form, t=t, h=h, w=w), wanted[:, None])[:, 0]
+    pixels = take(patches_of(clips, config)[:, None], wanted[:, None])[:, 0]
     if normalise:
-        mean = pixels.mean(axis=2, keepdims=True)
-        pixels = (pixels - mean) / (pixels.std(axis=2, ddof=1, keepdims=True) + 1e-6)
+        mean, std = statistics(pixels)
+        pixels = (pixels - mean) / std
     return rearrange(pixels, "B M p C -> B M (p C)").astype(jnp.float32)
+
+
+def statistics(pixels: Patches) -> tuple[Array, Array]:
+    """Returns mean and standard deviation of each colour of each tubelet."""
+    mean = pixels.mean(axis=2, keepdims=True)
+    return mean, pixels.std(axis=2, ddof=1, keepdims=True) + 1e-6
 
 
 class Mae(Pretraining):
@@ -173,6 +173,22 @@ class Mae(Pretraining):
     def targets(self, batch: Batch, config: ModelConfig) -> Pixels:
         """Returns the pixels of the wanted tokens."""
         return pixels_of(batch["clips"], batch["wanted"], config, normalise=self.normalise)
+
+    def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
+        """Returns also clips whose wanted tokens are those predicted. Normalised pixels get the
+        mean and standard deviation of the true ones back, which are not predicted."""
+        config, patches = network.config, patches_of(batch["clips"], network.config)
+        masked = replaced(patches, hidden_from(batch["seen"], patches.shape[1]), GREY)
+        outputs = self.outputs(network, params, batch, teacher=params)
+        predicted = rearrange(outputs.predicted, "B M (p C) -> B M p C", C=3)
+        if self.normalise:
+            true = take(patches[:, None], batch["wanted"][:, None])[:, 0]
+            mean, std = statistics(true)
+            predicted = predicted * std + mean
+        made = replaced(masked, batch["wanted"], predicted)
+        seen = batch["seen"].reshape(len(patches), -1)
+        made = replaced(made, seen, take(patches[:, None], seen[:, None])[:, 0])
+        return {"what it sees": frames_of(masked, config), "prediction": frames_of(made, config)}
 
     def losses(
         self, outputs: Reconstruction, batch: Batch, *, label_smoothing: Strength = 0.0

@@ -2,6 +2,7 @@
 a network with more around it, and what is watched while it trains."""
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from vivit.model.resolve import resolve
 from vivit.model.settings import StageSettings
 from vivit.pretraining.collapse import constant_error, effective_rank, mean_cosine, spread
 from vivit.pretraining.masks import Mask
+from vivit.pretraining.pictures import Frames
 from vivit.pretraining.probes import Features, fit
 from vivit.tasks.objective import Batch, Objective
 
@@ -100,6 +102,10 @@ class Pretraining(Objective):
     def keys(self, batch: Batch, key: Array) -> Array:
         """Returns a key of each clip, by its index alone."""
         return jax.vmap(partial(jax.random.fold_in, key))(batch["indices"])
+
+    @abstractmethod
+    def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
+        """Returns title -> clips that show what a prepared batch is about."""
 
     # What is watched.
 
