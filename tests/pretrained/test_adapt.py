@@ -18,6 +18,7 @@ from tests.pretrained.flax_files import (
 from tests.scenic import GOLDEN
 from tests.test_model import init
 from vivit import pretrained
+from vivit.io import read_json
 from vivit.model.params import stack_layers
 from vivit.pretrained.choices import INFLATIONS, TIME_ATTENTIONS, inflate
 from vivit.pretrained.resize import RESIZES, marginals, resize
@@ -311,6 +312,48 @@ def test_huggingface_to_ours_and_back_is_bit_for_bit(tmp_path):
         again = pretrained.load(out)
         jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
         assert again.model_config == loaded.model_config
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        ("hf_videomae_pretraining", "hf_videomae"),
+        ("hf_vjepa2_pretraining", "hf_vjepa2"),
+        ("hf_vjepa2_encoder", "hf_vjepa2"),
+    ],
+)
+def test_encoders_of_pre_training_and_back_are_bit_for_bit(name, to, tmp_path):
+    from safetensors.numpy import load_file
+
+    loaded = pretrained.load(GOLDEN / name)
+    before = load_file(GOLDEN / name / "model.safetensors")
+    for around in (loaded.around, None):
+        out = pretrained.export(
+            tmp_path / f"{name}_{around is None}", loaded.model_config, loaded.params, to=to,
+            around=around,
+        )  # fmt: skip
+        after = load_file(out / "model.safetensors")
+        for key, array in after.items():
+            whole = key if key in before else f"videomae.{key}"  # as a model without a decoder
+            assert array.tobytes() == before[whole].tobytes(), key
+        assert around is None or set(after) == set(before)
+        config, theirs = (read_json(f / "config.json") for f in (out, GOLDEN / name))
+        same = set(config) & set(theirs) - {"architectures", "qkv_bias"}
+        assert {k: config[k] for k in same} == {k: theirs[k] for k in same}
+        again = pretrained.load(out)
+        jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+        assert again.model_config == loaded.model_config
+        assert bool(again.around) == (around is not None)
+    with pytest.raises(ValueError, match="'portable' has no place for a decoder or predictor"):
+        pretrained.export(tmp_path / "x", loaded.model_config, loaded.params, around=loaded.around)
+    other = {"hf_videomae": "hf_vjepa2", "hf_vjepa2": "hf_videomae"}[to]
+    with pytest.raises(ValueError, match="can't hold this model") as caught:
+        pretrained.export(
+            tmp_path / "x", loaded.model_config, loaded.params, to=other, around=loaded.around
+        )
+    assert "rope=" in str(caught.value)
+    assert "around it" in str(caught.value)
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_huggingface_can_not_hold_is_listed(tmp_path):

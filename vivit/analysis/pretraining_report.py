@@ -117,7 +117,9 @@ def draw_curves(metrics: list[dict[str, Any]], task: Pretraining) -> Figure:
 
 
 def _collapse(rows: list[dict[str, Any]]) -> str:
-    names = {"step": "step", "loss": "loss", "constant_error": "constant", **WATCHED}
+    names = {"step": "step", "loss": "loss", **WATCHED}
+    if rows and "error" in rows[0]:  # of features, as the constant prediction's
+        names = {"step": "step", "error": "error", "constant_error": "of a constant", **WATCHED}
     known = [name for name in names if rows and name in rows[0]]
     about = (
         "<p>Of the validation clips. Features have collapsed where their rank or the deviation of "
@@ -150,8 +152,11 @@ def _clips(run: Run, task: Pretraining, clips: np.ndarray, indices: list[int]) -
             for title, of_kind in made.items()
         )
         name = text(run.data.reader.name(index))
-        figures.append(f'<figure><div class="side">{films}</div><figcaption>{name}</figcaption>'
-                       "</figure>")  # fmt: skip
+        style = f"grid-template-columns: repeat({len(made)}, 1fr)"
+        figures.append(
+            f'<figure><div class="side" style="{style}">{films}</div>'
+            f"<figcaption>{name}</figcaption></figure>"
+        )
     return f'<div class="grid">{"".join(figures)}</div>'
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from vivit.lazy import lazy
 
 if TYPE_CHECKING:
+    from vivit.pretrained.hf_writers import WRITERS, export
     from vivit.pretrained.loader import SOURCES, Pretrained, load
     from vivit.pretrained.report import Report, Row
-    from vivit.pretrained.writers import WRITERS, export
 
 _HOMES = {
     "SOURCES": "loader",
@@ -24,8 +24,8 @@ _HOMES = {
     "load": "loader",
     "Report": "report",
     "Row": "report",
-    "WRITERS": "writers",
-    "export": "writers",
+    "WRITERS": "hf_writers",
+    "export": "hf_writers",
 }
 __all__ = ["SOURCES", "WRITERS", "Pretrained", "Report", "Row", "export", "load"]
 __getattr__ = lazy(__name__, _HOMES)

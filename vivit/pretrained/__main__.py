@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         choices=sorted(WRITERS),
         required=True,
-        help="hf_vivit for transformers, portable for any reader of safetensors",
+        help="hf_... for transformers, portable for any reader of safetensors",
     )
     for command in (inspect, convert, export_):
         command.add_argument("path", help="a file, a folder, a run, or a run's checkpoint")
@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         labels=report.labels,
         task=report.task,
         heads=report.groups,
+        around=loaded.around if WRITERS[to].around else None,
     )
     print(f"-> {folder}")
 
