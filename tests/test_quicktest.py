@@ -65,12 +65,16 @@ def test_a_recipe_runs(tmp_path, capsys):
 @by_config
 def test_every_config_runs_and_evaluates(path, devices, tmp_path):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    for command in (
-        ["vivit.train", f"--config={path}", "--quicktest"],
-        ["vivit.evaluate", "--views=2x3"],
-    ):
-        command = [sys.executable, "-m", *command, f"--workdir={tmp_path / 'run'}"]
+    workdir, out = f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'features'}"
+    labelled = bool(read_config(str(path)).heads)
+    score = ["vivit.evaluate", "--views=2x3"] if labelled else ["vivit.features", out]
+    for command in (["vivit.train", f"--config={path}", "--quicktest"], score):
+        command = [sys.executable, "-m", *command, workdir]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    (written,) = (tmp_path / "run/eval").glob("*.json")
-    assert json.loads(written.read_text())["clips"] == 3
+    if labelled:
+        (written,) = (tmp_path / "run/eval").glob("*.json")
+        assert json.loads(written.read_text())["clips"] == 3
+    else:
+        described = tmp_path / "features/test/split.json"
+        assert json.loads(described.read_text())["clips"] == 3

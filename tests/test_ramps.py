@@ -38,6 +38,25 @@ def factors_of(text, steps=STEPS):
         ("falling(until=0.5)", [1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0, 0, 0, 0, 0]),
         ("rising(0.2)", [0, 0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
         ("before(0.3)", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("falling(1.25)", [1 - 0.08 * i for i in range(11)] + [0.12, 0.04]),
+        (
+            "rising_cosine(0.5)",
+            [
+                0.5,
+                0.512236,
+                0.547746,
+                0.603054,
+                0.672746,
+                0.75,
+                0.827254,
+                0.896946,
+                0.952254,
+                0.987764,
+                1,
+                0.987764,
+                0.952254,
+            ],
+        ),
         ("after", [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]),
     ],
 )
@@ -102,7 +121,7 @@ def test_a_ramp_of_nothing_is_refused(values, message):
     ("text", "message"),
     [
         ("falls", "unknown ramp 'falls'; known: after, before"),
-        ("falling(until=2)", "not in .0, 1."),
+        ("falling(until=3)", "not in .0, 2."),
         ("falling(until=nan)", "are written like falling"),
         ("before(end=0.3)", "are written like before"),
     ],
@@ -110,3 +129,29 @@ def test_a_ramp_of_nothing_is_refused(values, message):
 def test_an_unknown_ramp_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         make_ramps({"dropout": text}, steps=STEPS)
+
+
+@pytest.mark.parametrize("name", ["sgd(momentum=0.0, weight_decay={})", "muon(weight_decay={})"])
+def test_weight_decay_and_averaging_have_ramps(name):
+    """At a factor they are those of settings with these rates."""
+    model = vivit.build(TINY)
+    rng = np.random.default_rng(0)
+    batch = {
+        "clips": jnp.asarray(rng.integers(0, 256, (2, *model.config.clip, 3)), jnp.uint8),
+        "labels": jnp.arange(2, dtype=jnp.int32),
+        "valid": jnp.ones(2),
+    }
+
+    def after(decay, average, **ramps):
+        settings = TrainSettings(steps=STEPS, ramps=ramps, average_decay=average)
+        optimizer, _ = make(lr=0.1, name=name.format(decay), warmup_steps=0, clip_norm=None)
+        state = jax.jit(make_init(model, optimizer, average_decay=average))(0)
+        step = jax.jit(make_train_step(model, optimizer, Classify({"label": 5}), settings))
+        state, _ = step(replace(state, step=jnp.int32(5)), batch)  # where half of a line is left
+        return state.params, state.averaged
+
+    ours = after(0.8, 0.6, weight_decay="falling", averaging="falling")
+    close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6)
+    jax.tree.map(close, ours, after(0.4, 0.8))
+    assert np.abs(jax.flatten_util.ravel_pytree(ours)[0]
+                  - jax.flatten_util.ravel_pytree(after(0.8, 0.6))[0]).max() > 1e-4  # fmt: skip

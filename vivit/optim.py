@@ -24,7 +24,7 @@ def peak_rate(settings: OptimSettings, batch_size: int) -> float:
 
 def make_optimizer(
     settings: OptimSettings, *, steps: int, batch_size: int
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """Returns the optimiser of a run of `steps` training steps with this global batch size, and its
     schedule.
 
@@ -45,7 +45,8 @@ def make_optimizer(
         parts = [optax.partition(moving, which)]
     if settings.layer_decay < 1:
         parts.append(scale_by_layer(settings.layer_decay))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    return optax.with_extra_args_support(chain), rate
 
 
 def _frozen_or_not(params, *, patterns: tuple[str, ...]):

@@ -2,7 +2,8 @@
 
 All that compute something over a whole array (its norm, its factors) do so over each layer of a
 scanned model, so that scanned and unrolled models train alike. Weight decay is that of AdamW: it is
-scaled by the learning rate alone, and shrinks kernels only; SGD's is L2 regularisation.
+scaled by the learning rate alone, and shrinks kernels only; SGD's is L2 regularisation. An update
+takes `decay_factor`, by which the decay is multiplied.
 """
 
 import math
@@ -176,7 +177,14 @@ def decayed(params):
 def _decay(weight_decay: float) -> optax.GradientTransformation:
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"optim.name: {weight_decay=} is not a number of at least 0")
-    return optax.add_decayed_weights(weight_decay, decayed)
+
+    def update(updates, state, params=None, *, decay_factor=1.0, **_):
+        return jax.tree.map(
+            lambda u, p: u + weight_decay * decay_factor * p, updates, params
+        ), state
+
+    init = lambda params: optax.EmptyState()
+    return optax.masked(optax.GradientTransformationExtraArgs(init, update), decayed)
 
 
 def _check(**rates: float) -> None:

@@ -50,8 +50,8 @@ def make_ramps(ramps: Mapping[str, str], *, steps: int) -> Callable[[jax.Array],
     made = {}
     for name, text in ramps.items():
         entry = RAMPS[text]
-        if not all(0 < part <= 1 for part in entry.options.values()):
-            raise ValueError(f"train.ramps: {text!r} of {name} has an option that is not in (0, 1]")
+        if not all(0 < part <= 2 for part in entry.options.values()):
+            raise ValueError(f"train.ramps: {text!r} of {name} has an option that is not in (0, 2]")
         made[name] = partial(entry.factor, **entry.options)
 
     def factors(step: jax.Array) -> Factors:
@@ -69,7 +69,7 @@ def is_off(strength: Strength) -> bool:
 @ramp("falling")
 def falling(progress: jax.Array, *, until: float = 1.0) -> jax.Array:
     """A straight line from 1 to 0, which it reaches at `until`: early dropout and early stochastic
-    depth (2303.01500, section 4)."""
+    depth (2303.01500, section 4). V-JEPA's averaging falls until 1.25, beyond the end."""
     return jnp.clip(1 - progress / until, 0, 1)
 
 
@@ -78,6 +78,12 @@ def rising(progress: jax.Array, *, until: float = 1.0) -> jax.Array:
     """A straight line from 0 to 1, which it reaches at `until`: regularisation of progressive
     learning (2104.00298, section 4.2)."""
     return jnp.clip(progress / until, 0, 1)
+
+
+@ramp("rising_cosine")
+def rising_cosine(progress: jax.Array, *, start: float = 0.1) -> jax.Array:
+    """Half a cosine from `start` to 1: the weight decay of DINO (2104.14294) and V-JEPA."""
+    return 1 - (1 - start) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 
 @ramp("before")

@@ -87,7 +87,8 @@ class TrainSettings:
     ramps: strength -> a name of RAMPS with its options, for strengths of regularisers that change
         over the training: {"drop_path": "falling(until=0.5)"}. drop_path, dropout and
         attention_dropout of the model, mixup, cutmix, erase, grey, colour_jitter and magnitude of
-        `augment`, and label_smoothing; each is multiplied by its ramp.
+        `augment`, and label_smoothing; each is multiplied by its ramp. Also weight_decay of the
+        optimiser, and averaging, which is 1 - average_decay.
     average_decay: of an exponential moving average of the parameters, which evaluation then uses;
         None for none.
     """
@@ -189,6 +190,8 @@ class Config:
             **{name: getattr(self.model, name) for name in RATES},
             **self.augment.strengths,
             "label_smoothing": self.train.label_smoothing,
+            "averaging": self.train.average_decay is not None,
+            "weight_decay": True,
         }
         for name in self.train.ramps:
             if name not in strengths:

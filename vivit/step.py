@@ -81,7 +81,7 @@ def start_from(state: TrainState, params: Params) -> TrainState:
 
 def make_train_step(
     network: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     task: Objective,
     settings: TrainSettings,
     *,
@@ -141,11 +141,13 @@ def make_train_step(
         grads, sums = total(accumulated(gradient, batch, rng, parts=settings.accumulate))
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         sums |= {f"{name}_ramp": (factor, jnp.ones(())) for name, factor in factors.items()}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        decay = {"decay_factor": factors["weight_decay"]} if "weight_decay" in factors else {}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **decay)
         params = optax.apply_updates(state.params, updates)
         averaged: Any = state.averaged
         if settings.average_decay is not None:
-            averaged = optax.incremental_update(params, averaged, 1 - settings.average_decay)
+            moved = (1 - settings.average_decay) * factors.get("averaging", 1)
+            averaged = optax.incremental_update(params, averaged, moved)
         return replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, averaged=averaged
         ), sums

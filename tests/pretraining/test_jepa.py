@@ -17,7 +17,7 @@ from tests.test_train import stop_after
 from vivit.config import read_config
 from vivit.metrics_log import MetricsLog
 from vivit.pretrained import load
-from vivit.pretraining.jepa import Jepa, Latents
+from vivit.pretraining.jepa import TARGETS, Jepa, Latents, Target
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.run import Run
 from vivit.train import train
@@ -182,7 +182,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(run, tmp_path, data_root, monkey
 def test_what_is_watched_is_in_the_log(run, data_root, tmp_path):
     *_, row = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert {"feature_rank", "token_spread", "explained", "raw_feature_rank"} <= set(row)
-    assert row["explained"] == pytest.approx(1 - row["error"] / row["constant_error"])
+    explained = max(-1, 1 - row["error"] / row["constant_error"])
+    assert row["explained"] == pytest.approx(explained)
     assert 1 <= row["feature_rank"] <= 24
     assert "probe" not in row
     name = RUN[0].removesuffix(")") + ", probe='motion')"
@@ -249,8 +250,37 @@ def test_explained_is_zero_for_the_best_constant():
     task = Jepa(masks=("tube(0.5)",))
     rows = {"features": np.eye(4, 3), "at_places": np.zeros((4, 1, 3))}
     rows["at_places"][0] = 1
+    rows["targets"] = rows["at_places"]
     outputs = Latents((jnp.zeros((4, 1, 3)),), (jnp.asarray(rows["at_places"]),), jnp.zeros(()))
     batch = {"valid": jnp.ones(4)}
     sums = task.sums(task.losses(outputs, batch), outputs, batch)
     means = {k: float(a / b) for k, (a, b) in sums.items()}
     assert task.whole_metrics(rows, means)["explained"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_collapse_shows_in_what_is_watched(tmp_path, data_root, monkeypatch):
+    """Targets that learn too make features that are alike for all clips, constant targets are
+    explained by a constant, and targets of averaged parameters do neither."""
+    name = "jepa(masks=('frame(0.5)',), width=12, depth=1, heads=2, target='{}')"
+    long = ["--config.train.steps=200", "--config.train.eval_every=200", "--config.optim.lr=3e-3",
+            "--config.train.checkpoint_every=200"]  # fmt: skip
+    monkeypatch.setattr(TARGETS, "_items", dict(TARGETS._items))
+    TARGETS.add("constant", Target(lambda params, _: jax.tree.map(jnp.zeros_like, params)))
+    found = {}
+    for kind in ("averaged", "trained", "constant"):
+        override = f"--config.task.name={name.format(kind)}"
+        train(config_of(data_root, override, *long), tmp_path / kind)
+        lines = (tmp_path / kind / "metrics.jsonl").read_text().splitlines()
+        found[kind] = json.loads(lines[-1])
+    healthy = found["averaged"]
+    for kind in ("trained", "constant"):
+        assert found[kind]["raw_loss"] < 0.5 * healthy["raw_loss"]  # a low loss is no evidence
+    spread, cosine = (
+        {k: v[name] for k, v in found.items()}
+        for name in ("raw_token_spread", "raw_feature_cosine")
+    )
+    assert spread["trained"] < 0.5 * spread["averaged"]
+    assert 1 - cosine["trained"] < 0.5 * (1 - cosine["averaged"])
+    assert found["constant"]["raw_constant_error"] < 1e-6
+    assert found["constant"]["raw_explained"] == -1

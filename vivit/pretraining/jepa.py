@@ -20,8 +20,9 @@ from vivit.model.resolve import resolve
 from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
+from vivit.pretraining.collapse import constant_error
 from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
-from vivit.pretraining.objective import Pretraining, narrow_layers, normalised
+from vivit.pretraining.objective import WATCHED, Pretraining, at_places, narrow_layers, normalised
 from vivit.pretraining.pictures import GREY, Frames, frames_of, patches_of, replaced
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.ramps import Strength
@@ -213,6 +214,12 @@ class Jepa(Pretraining):
         added = self._regulariser(tokens.mean(axis=(1, 2)), batch["valid"], key)
         return Latents(predicted, target, added)
 
+    def evaluated(self, network: Network, params: Any, batch: Batch) -> Latents:
+        outputs = super().evaluated(network, params, batch)
+        of_targets = {"params": self._target.choose(params, params)}
+        tokens: Any = network.apply(of_targets, batch["clips"], method="encode")
+        return outputs._replace(watched={**outputs.watched, "targets": at_places(tokens)})
+
     def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
         """Returns what each mask leaves of clips."""
         config, patches = network.config, patches_of(batch["clips"], network.config)
@@ -237,11 +244,13 @@ class Jepa(Pretraining):
     def whole_metrics(
         self, rows: Mapping[str, np.ndarray], means: Mapping[str, float]
     ) -> dict[str, float]:
-        """Returns also "explained": 1 less the error over that of the best constant prediction at
-        each place, which falls with the error where features collapse."""
-        found = super().whole_metrics(rows, means)
-        explained = 1 - means["error"] / max(found["constant_error"], 1e-12)
-        return {**found, "explained": explained}
+        """Returns also "constant_error", that of the best constant prediction of the targets at
+        each place, and "explained": 1 less the error over it, at least -1. A constant error falls
+        with the error where features collapse."""
+        constant = constant_error(rows["targets"][:WATCHED])
+        explained = max(-1.0, 1 - means["error"] / max(constant, 1e-12))
+        found = {"constant_error": constant, "explained": explained}
+        return {**super().whole_metrics(rows, means), **found}
 
     def _errors(self, outputs: Latents) -> Values:
         pairs = zip(outputs.predicted, outputs.target, strict=True)

@@ -20,7 +20,7 @@ from vivit.model.network import Network
 from vivit.model.places import check_places
 from vivit.model.resolve import resolve
 from vivit.model.settings import StageSettings
-from vivit.pretraining.collapse import constant_error, effective_rank, mean_cosine, spread
+from vivit.pretraining.collapse import effective_rank, mean_cosine, spread
 from vivit.pretraining.masks import Mask
 from vivit.pretraining.pictures import Frames
 from vivit.pretraining.probes import Features, fit
@@ -112,7 +112,9 @@ class Pretraining(Objective):
     def evaluated(self, network: Network, params: Any, batch: Batch) -> Any:
         outputs = self.outputs(network, params, batch, teacher=params)
         tokens: Any = network.apply({"params": params}, batch["clips"], method="encode")
-        return outputs._replace(watched=watched(tokens))
+        mean = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]).astype(jnp.float32).mean(1)
+        kept = {"features": mean, "at_places": at_places(tokens)}
+        return outputs._replace(watched=kept)
 
     def kept(self, outputs: Any) -> dict[str, Array]:
         return outputs.watched or {}
@@ -121,15 +123,14 @@ class Pretraining(Objective):
         self, rows: Mapping[str, np.ndarray], means: Mapping[str, float]
     ) -> dict[str, float]:
         """Returns what is watched of a split: "feature_rank" (RankMe of the centred features),
-        "feature_cosine", "token_spread" and "constant_error" of normalised tokens at the same
-        places, and, of a label, "probe": the accuracy of a linear probe that is fitted on half of
-        these clips, with the penalty chosen on a quarter, on the last quarter."""
+        "feature_cosine", "token_spread" of normalised tokens at the same places, and, of a label,
+        "probe": the accuracy of a linear probe that is fitted on half of these clips, with the
+        penalty chosen on a quarter, on the last quarter."""
         features, tokens = (rows[k][:WATCHED].astype(np.float64) for k in ("features", "at_places"))
         found = {
             "feature_rank": effective_rank(features),
             "feature_cosine": mean_cosine(features),
             "token_spread": spread(tokens),
-            "constant_error": constant_error(tokens),
         }
         if self.probe:
             if len(features) < 3:
@@ -159,13 +160,11 @@ def normalised(tokens: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
 
 
-def watched(tokens: Grid) -> dict[str, Array]:
-    """Returns what is kept of the encoder's tokens of whole clips: their mean, and normalised ones
-    at a few places."""
-    flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]).astype(jnp.float32)
-    count = flat.shape[1]
-    at = np.unique((np.arange(PLACES) + 0.5) * count / PLACES // 1).astype(int)
-    return {"features": flat.mean(axis=1), "at_places": normalised(flat[:, at])}
+def at_places(tokens: Grid) -> Float[Array, "B P D"]:
+    """Returns the normalised tokens of a few places of clips, evenly over the grid."""
+    flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+    at = ((np.arange(PLACES) + 0.5) * flat.shape[1] / PLACES).astype(int)
+    return normalised(flat[:, np.unique(at)])
 
 
 def with_encoder(params: Any, encoder: Any, around: Mapping[str, Any]) -> Any:
