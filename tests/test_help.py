@@ -15,6 +15,7 @@ COMMANDS = (
     "experiments.steps_to_accuracy",
     "benchmarks.devices",
     "benchmarks.loop",
+    "benchmarks.pretraining",
     "benchmarks.suites",
     "vivit.analysis.film",
     "vivit.analysis.report",
