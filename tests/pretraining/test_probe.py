@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
+from tests.conftest import ROOT
 from tests.pretraining.test_mae import config_of
 from vivit.encoder import encoder_of_run
 from vivit.features import FeatureFolder, write_features
@@ -25,6 +26,7 @@ from vivit.pretraining.probes import (
 )
 from vivit.probe import main, probe, probe_folders
 from vivit.run import Run
+from vivit.train import main as train_main
 from vivit.train import train
 
 RNG = np.random.default_rng(0)
@@ -211,3 +213,16 @@ def test_features_of_another_model_are_refused(folder, tmp_path, data_root):
             label="motion",
             splits=("train", "validation", "test"),
         )
+
+
+def test_views_have_features_each(tmp_path):
+    """The middle one of three crops is the one view; the others are other pixels."""
+    config = str(ROOT / "configs/mae_films.py")
+    train_main(["--config", config, "--quicktest", "--workdir", str(tmp_path / "films")])
+    encoder = encoder_of_run(Run(tmp_path / "films", "latest"))
+    split = encoder.open("test")
+    one, three = (encoder.read(split, ("clip",), views=views)["clip"] for views in ("1x1", "1x3"))
+    assert (one.shape, three.shape) == ((3, 1, 48), (3, 3, 48))
+    np.testing.assert_allclose(three[:, 1], one[:, 0], atol=5e-3)
+    assert np.abs(three[:, 0] - one[:, 0]).max() > 2e-2
+    assert np.abs(three[:, 2] - three[:, 0]).max() > 2e-2
