@@ -64,7 +64,7 @@ def results(tmp_path_factory):
     at = f"localhost:{free_port()}"
     processes = [start(TWO_PROCESSES, 4, at, str(i)) for i in range(2)]
     for process in (start(ONE_PROCESS, 8), *processes):
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output.decode()
     return {name: dict(np.load(folder / f"{name}.npz")) for name in WAYS}
 
