@@ -38,6 +38,7 @@ def make_views(
     Raises ValueError where views can't be made, or would be equal.
     """
     crop, task = make_crop(settings, split, size), split.task
+    of_views = average or AVERAGES[settings.average]
     several = settings.temporal > 1 or settings.spatial > 1
     if several and not (average or isinstance(task, Task)):
         raise ValueError(
@@ -53,7 +54,7 @@ def make_views(
         numbers = jnp.repeat(jnp.arange(count), settings.spatial)
         each = jnp.tile(jnp.array(places), count)
         one = lambda x: predict(crop(jnp.take(clips, x[0], axis=1), extents, x[1]))
-        return (average or AVERAGES[settings.average])(jax.lax.map(one, (numbers, each)), task)
+        return of_views(jax.lax.map(one, (numbers, each)), task)
 
     return predict_views
 
