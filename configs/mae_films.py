@@ -1,11 +1,12 @@
 """Masked autoencoding of a folder of films without labels (VideoMAE, 2203.12602): a small encoder.
 
-    python -m vivit.data prepare FOLDER data --short-side 128 --name films
+    python -m vivit.data prepare films.csv data --short-side 128 --name films
     python -m vivit.train --config=configs/mae_films.py --workdir=runs/mae_films \\
         --config.data.name=films
     python -m vivit.features --workdir=runs/mae_films --out=features/films
 
-Time steps are hidden as in configs/mae_digits.py, and half of all places in the decoder's targets.
+films.csv: a manifest with the columns path and split. Half of the time steps are hidden, as in
+configs/mae_digits.py.
 """
 
 from configs import mae_digits

@@ -1,7 +1,6 @@
 """A frozen encoder: features of the clips of a data set, from a run, from weights, or at random."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vivit.data.pipeline import eval_batches
-from vivit.data.settings import DataSettings
+from vivit.data.settings import DataSettings, ViewsSettings
 from vivit.data.sources import open_split
 from vivit.data.split import Split
 from vivit.data.views import make_views
@@ -23,6 +22,7 @@ from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.parallel import Parallel, make_parallel_for_inference
 from vivit.pretrained.files import flat_params
+from vivit.pretrained.runs import content_hash
 from vivit.records import record
 from vivit.registry import Registry
 from vivit.run import Run, build_for_inference
@@ -67,24 +67,37 @@ class Reading(Objective):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model without a head, its parameters, and how it gets clips. origin: what it is, for files
-    of its features."""
+    """A model without a head, its parameters, and how it gets clips.
+
+    random_seed: of parameters that are not trained.
+    """
 
     model: ViViT
     params: Any
     parallel: Parallel
     data: DataSettings
-    origin: Mapping[str, Any]
+    random_seed: int | None = None
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What the encoder is, for files of its features."""
+        of = {"random_seed": self.random_seed}
+        if self.random_seed is None:
+            of = {"sha256": content_hash(flat_params(jax.device_get(self.params)))}
+        return {**of, "model": asdict(self.model.config.settings)}
 
     @cached_property
     def _placed(self) -> Any:
         return self.parallel.place(self.params)
 
+    @cached_property
+    def _steps(self) -> dict[Any, Any]:
+        return {}
+
     def with_random_parameters(self, seed: int) -> "Encoder":
         """Returns the encoder as it is before any training."""
         drawn = self.model.init(jax.random.key(seed), *self.model.example())["params"]
-        origin = {"random_seed": seed, "model": self.origin["model"]}
-        return replace(self, params=jax.device_get(drawn), origin=origin)
+        return replace(self, params=jax.device_get(drawn), random_seed=seed)
 
     def open(self, split: str) -> Split:
         """Opens a split of the data set, with or without labels."""
@@ -96,16 +109,23 @@ class Encoder:
         """Returns kind -> features [N, V, ...] of all clips of a split in V views, and "indices"
         [N] of the clips; those that cannot be read are missing."""
         data = replace(self.data, views=replace(self.data.views, **parse_views(views)))
-        frames, *size = self.model.config.clip
-        stacked = lambda outputs, _: jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
-        cut = make_views(data.views, split, (size[0], size[1]), average=stacked)
-        step = make_eval_step(self.model, Reading(kinds), predict_views=cut)
+        # One for all splits, and parts of them, with frames of one size: it is compiled once.
+        key = tuple(kinds), views, split.largest, split.smallest
+        if key not in self._steps:
+            self._steps[key] = self._make_step(split, kinds, data.views)
         of_process = {"process": self.parallel.part, "processes": self.parallel.parts}
+        frames = self.model.config.clip[0]
         with closing(eval_batches(data, split, frames=frames, **of_process)) as batches:
-            rows = collect(self.parallel.evaluate(step), self._placed, batches, self.parallel).rows
-        if data.views.temporal == data.views.spatial == 1:  # there is no axis of views yet
+            rows = collect(self._steps[key], self._placed, batches, self.parallel).rows
+        if data.views.temporal == data.views.spatial == 1:  # one view comes without an axis of it
             rows |= {kind: rows[kind][:, None] for kind in kinds}
         return {name: rows[name] for name in (*kinds, "indices")}
+
+    def _make_step(self, split: Split, kinds: Sequence[str], views: ViewsSettings) -> Any:
+        _, height, width = self.model.config.clip
+        stacked = lambda outputs, _: jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
+        cut = make_views(views, split, (height, width), average=stacked)
+        return self.parallel.evaluate(make_eval_step(self.model, Reading(kinds), predict_views=cut))
 
 
 def encoder_of_run(run: Run) -> Encoder:
@@ -130,9 +150,4 @@ def encoder_of_weights(path: str, config: Config) -> Encoder:
 def _without_head(model: ViViT, params: Any, parallel: Parallel, data: DataSettings) -> Encoder:
     model = model.with_settings(classes=0)
     names = jax.eval_shape(lambda: model.init(jax.random.key(0), *model.example()))["params"]
-    params = {name: params[name] for name in names}
-    total = hashlib.sha256()
-    for name, array in sorted(flat_params(params).items()):
-        total.update(f"{name} {array.shape}\n".encode() + np.asarray(array, np.float32).tobytes())
-    origin = {"sha256": total.hexdigest(), "model": asdict(model.config.settings)}
-    return Encoder(model, params, parallel, data, origin)
+    return Encoder(model, {name: params[name] for name in names}, parallel, data)

@@ -63,7 +63,7 @@ def write_features(
         "views": views,
         "dtype": dtype,
         "format": form,
-        "encoder": dict(encoder.origin),
+        "encoder": encoder.origin,
         "data": {"name": encoder.data.name, "sampling": asdict(encoder.data.sampling)},
     }
     about = json.loads(json.dumps(about))  # as the file has it

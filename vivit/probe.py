@@ -14,7 +14,7 @@ import numpy as np
 import vivit.pretraining.attentive  # noqa: F401 registers a probe
 from vivit.cli import make_parser, run_command, show_log
 from vivit.config import parse
-from vivit.data.split import Split, some_numbers
+from vivit.data.split import Split, find_classes, some_numbers
 from vivit.encoder import Encoder
 from vivit.features import FeatureFolder, add_encoder_arguments, chosen_encoder
 from vivit.io import read_json, write_json
@@ -43,11 +43,9 @@ def probe(
     of the config and "test" if there are none. Raises ValueError for a label that the data lack.
     """
     names = splits or (*encoder.data.splits[:2], "test")
-    opened = [encoder.open(name) for name in names]
+    first, *held_out = (encoder.open(name) for name in names)
+    opened = [first.some(clips), *held_out]
     labels = [_classes_of(split, label) for split in opened]
-    numbers = some_numbers(len(opened[0]), clips) if clips else None
-    opened[0] = opened[0].some(clips)
-    labels[0] = labels[0] if numbers is None else labels[0][list(numbers)]
     tokens = any(PROBES[name].tokens for name in probes)
     if tokens:
         _check_memory(encoder, opened, views)
@@ -94,9 +92,7 @@ def _of_folder(
     for i, split in enumerate(splits):
         values, classes, _ = folder.read(split, label)
         if clips and not i:
-            if clips > len(classes):
-                raise ValueError(f"{clips} clips are wanted of {len(classes)}; 0 is for all")
-            chosen = list(some_numbers(len(classes), clips))
+            chosen = list(some_numbers(len(classes), clips, of=f"split {split!r}"))
             values, classes = values[chosen], classes[chosen]
         tokens = values if values.ndim > 3 else None
         if tokens is not None:  # what a head would get of them is taken to be their mean
@@ -121,12 +117,7 @@ def _check_comparable(one: FeatureFolder, other: FeatureFolder) -> None:
 
 def _classes_of(split: Split, label: str) -> np.ndarray:
     """Returns the class number of each clip. Raises ValueError where a clip has none or several."""
-    classes = split.classes.get(label)
-    if classes is None:
-        raise ValueError(
-            f"{split.name} has no label {label!r}; it has: {', '.join(split.classes) or 'none'}"
-        )
-    if classes.several:
+    if find_classes(split.name, split.classes, label).several:
         raise ValueError(f"a clip may have several classes of {label!r}; probe a label with one")
     found = np.array([int(split.reader.label(i, label)) for i in range(len(split))])
     if (found < 0).any():

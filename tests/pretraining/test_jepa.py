@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 import vivit
 from tests.conftest import ROOT
+from tests.pretraining.golden import as_ours, loaded_network
 from tests.test_train import stop_after
 from vivit.config import read_config
 from vivit.metrics_log import MetricsLog
@@ -34,13 +34,6 @@ RUN = [
 ]  # fmt: skip
 
 
-def loaded_network(task, folder=GOLDEN):
-    found = load(folder)
-    network = task.network(vivit.build({**found.model_config, "classes": 0}))
-    drawn = network.init(jax.random.key(0), *network.example())["params"]
-    return network, task.start(drawn, found.params, found.around)
-
-
 def given_batch(arrays):
     """A batch with the mask of the file instead of a drawn one."""
     return {
@@ -52,20 +45,10 @@ def given_batch(arrays):
     }
 
 
-def as_ours(gradients, tmp_path):
-    """Gradients by transformers' names as those by ours: parameters are rearranged linearly."""
-    folder = tmp_path / "gradients"
-    folder.mkdir()
-    save_file(gradients, folder / "model.safetensors")
-    (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
-    found = load(folder)
-    return {**found.around, "encoder": found.params}
-
-
 def test_features_loss_and_gradients_are_those_of_transformers(tmp_path):
     arrays = np.load(GOLDEN / "pretraining.npz")
     task = Jepa(masks=("random(0.5)",), **PREDICTOR)
-    network, params = loaded_network(task)
+    network, params = loaded_network(task, GOLDEN)
     batch = given_batch(arrays)
 
     def loss(trained):
@@ -81,7 +64,7 @@ def test_features_loss_and_gradients_are_those_of_transformers(tmp_path):
     np.testing.assert_allclose(outputs.predicted[0], arrays["predicted"], atol=TOLERANCE)
     assert float(loss(params)[0]) == pytest.approx(float(arrays["loss"]), abs=TOLERANCE)
     named = {k.removeprefix("grads/"): arrays[k] for k in arrays.files if k.startswith("grads/")}
-    expected = flatten_dict(as_ours(named, tmp_path), sep="/")
+    expected = flatten_dict(as_ours(named, GOLDEN, tmp_path / "gradients"), sep="/")
     ours = flatten_dict(gradients, sep="/")
     assert set(ours) == set(expected)
     for path, value in ours.items():
@@ -251,7 +234,8 @@ def test_explained_is_zero_for_the_best_constant():
     rows = {"features": np.eye(4, 3), "at_places": np.zeros((4, 1, 3))}
     rows["at_places"][0] = 1
     rows["targets"] = rows["at_places"]
-    outputs = Latents((jnp.zeros((4, 1, 3)),), (jnp.asarray(rows["at_places"]),), jnp.zeros(()))
+    tokens = jnp.asarray(rows["at_places"])
+    outputs = Latents((jnp.zeros((4, 1, 3)),), (tokens,), jnp.zeros(()), tokens)
     batch = {"valid": jnp.ones(4)}
     sums = task.sums(task.losses(outputs, batch), outputs, batch)
     means = {k: float(a / b) for k, (a, b) in sums.items()}
@@ -275,7 +259,7 @@ def test_collapse_shows_in_what_is_watched(tmp_path, data_root, monkeypatch):
         found[kind] = json.loads(lines[-1])
     healthy = found["averaged"]
     for kind in ("trained", "constant"):
-        assert found[kind]["raw_loss"] < 0.5 * healthy["raw_loss"]  # a low loss is no evidence
+        assert found[kind]["raw_loss"] < 0.5 * healthy["raw_loss"]  # though they learned nothing
     spread, cosine = (
         {k: v[name] for k, v in found.items()}
         for name in ("raw_token_spread", "raw_feature_cosine")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 import vivit
 from tests.conftest import ROOT
+from tests.pretraining.golden import as_ours, loaded_network
 from tests.test_train import stop_after
 from vivit.config import read_config
 from vivit.evaluate import evaluate
@@ -37,14 +37,6 @@ RUN = [
 ]  # fmt: skip
 
 
-def loaded_network(task, folder=GOLDEN):
-    found = load(folder)
-    model = vivit.build({**found.model_config, "classes": 0})
-    network = task.network(model)
-    drawn = network.init(jax.random.key(0), *network.example())["params"]
-    return network, task.start(drawn, found.params, found.around)
-
-
 def given_batch(arrays):
     """The batch with the masks of the file instead of drawn ones."""
     hidden = arrays["hidden"]
@@ -59,21 +51,11 @@ def given_batch(arrays):
     }
 
 
-def as_ours(gradients, tmp_path):
-    """Gradients by transformers' names as those by ours: parameters are rearranged linearly."""
-    folder = tmp_path / "gradients"
-    folder.mkdir()
-    save_file(gradients, folder / "model.safetensors")
-    (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
-    found = load(folder)
-    return {**found.around, "encoder": found.params}
-
-
 @pytest.mark.parametrize("kind", ["normalised", "raw"])
 def test_loss_predictions_and_gradients_are_those_of_transformers(kind, tmp_path):
     arrays = np.load(GOLDEN / "pretraining.npz")
     task = Mae(**DECODER, mask="tube(0.5)", normalise=kind == "normalised")
-    network, params = loaded_network(task)
+    network, params = loaded_network(task, GOLDEN)
     batch = given_batch(arrays)
 
     def loss(params):
@@ -85,7 +67,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(kind, tmp_path
     np.testing.assert_allclose(outputs.predicted, arrays[f"{kind}/logits"], atol=TOLERANCE)
     start = f"{kind}/grads/"
     named = {k.removeprefix(start): arrays[k] for k in arrays.files if k.startswith(start)}
-    expected = flatten_dict(as_ours(named, tmp_path), sep="/")
+    expected = flatten_dict(as_ours(named, GOLDEN, tmp_path / "gradients"), sep="/")
     ours = flatten_dict(gradients, sep="/")
     assert set(ours) == set(expected)
     for path, value in ours.items():

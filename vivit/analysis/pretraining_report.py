@@ -1,6 +1,5 @@
 """The report of a run that learned from clips alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vivit.analysis.capture import capture
-from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.page import cards, film, page, picture, table, text
+from vivit.analysis.parts import config_details, cost_cards, film_scale, rollout_films
 from vivit.analysis.rollout import rollout
 from vivit.config import as_json
-from vivit.io import read_json, write_atomically
+from vivit.io import write_atomically
 from vivit.pretraining.objective import Pretraining
 from vivit.processes import is_first
 from vivit.run import Run
-from vivit.step import PREPARATION
 
 # What is drawn against the training step, with a title each.
 WATCHED = {
@@ -59,27 +57,19 @@ def pretraining_page(run: Run, clips: np.ndarray, indices: list[int]) -> str:
         ("Collapse", _collapse(rows)),
         ("Clips", _clips(run, task, clips, indices)),
         ("Where it looks", _rollouts(run, clips)),
-        ("Config", f"<details><summary>all of it</summary><pre>{_json(config)}</pre></details>"),
+        ("Config", config_details(as_json(config))),
     ]
     return page(f"{config.data.name}: {config.task.name}", _header(run, task, rows), sections)
-
-
-def _json(config: Any) -> str:
-    return text(json.dumps(as_json(config), indent=2))
 
 
 def _header(run: Run, task: Pretraining, rows: list[dict[str, Any]]) -> str:
     (row,) = [row for row in rows if row["step"] == run.step] or [{}]
     values = [(title, f"{row[k]:.2%}") for k, title in task.columns().items() if k in row]
     values += [("loss", f"{row['loss']:.4f}")] if row else []
-    path = run.folder / "cost.json"
-    if path.exists():
-        cost = read_json(path)
-        values.append(("parameters", f"{cost['parameters']:,}"))
-        values.append(("multiply-adds per clip", f"{cost['multiply_adds'] / 1e6:,.1f} M"))
     return (
         f'<p class="quiet">Run {text(run.folder.resolve().name)}, checkpoint of step {run.step}. '
-        f"Clips of split {text(run.split)} of {text(run.data.name)}.</p>{cards(values)}"
+        f"Clips of split {text(run.split)} of {text(run.data.name)}.</p>"
+        f"{cards([*values, *cost_cards(run)])}"
     )
 
 
@@ -141,9 +131,9 @@ def _clips(run: Run, task: Pretraining, clips: np.ndarray, indices: list[int]) -
         "indices": jnp.asarray(indices, jnp.uint32),
         "valid": jnp.ones(len(clips)),
     }
-    batch = task.prepare(network, batch, jax.random.fold_in(jax.random.key(0), PREPARATION))
+    batch = task.prepare(network, batch, jax.random.key(0))  # the masks of an evaluation
     made = {"clip": clips, **task.pictures(network, run.network_params, batch)}
-    scale = max(1, 128 // clips.shape[2])
+    scale = film_scale(clips[0])
     figures = []
     for i, index in enumerate(indices):
         films = "".join(
@@ -163,18 +153,11 @@ def _clips(run: Run, task: Pretraining, clips: np.ndarray, indices: list[int]) -
 def _rollouts(run: Run, clips: np.ndarray) -> str:
     config = run.model.config
     parts = np.asarray(rollout(capture(run.model, run.params, clips)))
-    scale = max(1, 128 // clips.shape[2])
     about = (
         "<p>Attention rollout from the mean of the encoder's tokens back to the tokens of whole "
         "clips, against a uniform map: coloured where a token has more, dark where it has "
         "less.</p>"
     )
-    figures = []
-    for clip, part in zip(clips, parts, strict=True):
-        heat = heat_on_frames(part, grid=config.grid, clip=config.clip)
-        covered = overlay(clip, heat, mean=1 / part.size)
-        films = film(clip, scale=scale, alt="the clip") + film(
-            covered, scale=scale, alt="the clip with its rollout"
-        )
-        figures.append(f'<figure><div class="side">{films}</div></figure>')
+    pairs = zip(clips, parts, strict=True)
+    figures = [f"<figure>{rollout_films(*pair, config)[0]}</figure>" for pair in pairs]
     return f'{about}<div class="grid">{"".join(figures)}</div>'

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from vivit.analysis.capture import AttentionMaps, capture
-from vivit.analysis.overlay import colour_bar, heat_on_frames, overlay, relative_entropy
-from vivit.analysis.page import cards, film, image, page, percent, picture, table, text
+from vivit.analysis.overlay import colour_bar, relative_entropy
+from vivit.analysis.page import cards, image, page, percent, picture, table, text
+from vivit.analysis.parts import config_details, cost_cards, rollout_films
 from vivit.analysis.pretraining_report import write_pretraining_report
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
@@ -83,7 +84,7 @@ def write_report(
         ("Learning", picture(curves, alt="learning curves")),
         ("Where it looks", _samples(run, maps, images, labels)),
         ("Between time steps", _over_time(maps)),
-        ("Config", _config(scores)),
+        ("Config", config_details(scores["config"])),
     ]
     model = scores["config"]["model"]
     title = f"{scores['data']['name']}: {model['family']}"
@@ -197,18 +198,13 @@ def _header(scores: dict[str, Any], run: Run) -> str:
     values += [(f"{scores['split']} clips", f"{scores['clips']:,}")]
     if scores["damaged"]:
         values.append(("clips that could not be read", str(scores["damaged"])))
-    path = run.folder / "cost.json"
-    if path.exists():
-        cost = read_json(path)
-        values.append(("parameters", f"{cost['parameters']:,}"))
-        values.append(("multiply-adds per clip", f"{cost['multiply_adds'] / 1e6:,.1f} M"))
     return (
         f'<p class="quiet">Run {text(run.folder.resolve().name)}, checkpoint of step '
         f"{scores['step']}. Split {text(scores['split'])} in {scores['views']} views (clips x "
         f"crops of each video). Data {text(data['name'])} {data['version']}, label "
         f"<i>{text(data['label'])}</i>, digest {data['digest'][:16]}. {model['kernel']} attention, "
         f"{model['readout']} readout.</p>"
-        f"{cards(values)}"
+        f"{cards([*values, *cost_cards(run)])}"
     )
 
 
@@ -319,14 +315,9 @@ def _samples(run: Run, maps: AttentionMaps, clips: np.ndarray, labels: np.ndarra
     for clip, part, title, of_heads, right in shown:
         guess = ", ".join(f"{text(name)} ({p:.0%})" for ((name, p),) in of_heads.values())
         verdict = "correct" if right else "wrong"
-        heat = heat_on_frames(part, grid=config.grid, clip=config.clip)
-        scale = max(1, 128 // clip.shape[1])
-        covered = overlay(clip, heat, mean=1 / part.size)
-        films = film(clip, scale=scale, alt="the clip") + film(
-            covered, scale=scale, alt="the clip with its rollout"
-        )
+        films, covered = rollout_films(clip, part, config)
         figures.append(
-            f'<figure><div class="side">{films}</div>'
+            f"<figure>{films}"
             f"{_filmstrip(clip, covered, config.grid[0])}<figcaption>"
             f"<b>{text(title)}</b>: predicted {guess}, "
             f'<span class="{verdict}">{verdict}</span>; '
@@ -358,11 +349,6 @@ def _over_time(maps: AttentionMaps) -> str:
         title = f"stage {stage}, {name} attention"
         parts.append(picture(draw_over_time(weights, title), alt=title))
     return "".join(parts)
-
-
-def _config(scores: dict[str, Any]) -> str:
-    config = text(json.dumps(scores["config"], indent=2))
-    return f"<details><summary>all of it</summary><pre>{config}</pre></details>"
 
 
 def main(argv: list[str] | None = None) -> None:

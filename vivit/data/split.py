@@ -76,12 +76,8 @@ class Split:
         of them for 0. Fewer clips are some of those of more. ValueError if the split has fewer."""
         if not clips:
             return self
-        if clips > len(self):
-            raise ValueError(
-                f"{clips} clips are wanted of split {self.split!r} of {self.name}, which has "
-                f"{len(self)}; 0 is for all"
-            )
-        return replace(self, reader=SomeClips(self.reader, some_numbers(len(self), clips)))
+        numbers = some_numbers(len(self), clips, of=f"split {self.split!r} of {self.name}")
+        return replace(self, reader=SomeClips(self.reader, numbers))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -104,8 +100,13 @@ class Split:
         return {label: self.reader.label(i, label) for label in self.task.labels}
 
 
-def some_numbers(count: int, some: int) -> tuple[int, ...]:
-    """Returns some of the numbers below `count`, drawn at random, always the same ones."""
+def some_numbers(count: int, some: int, *, of: str) -> tuple[int, ...]:
+    """Returns some of the numbers below `count`, drawn at random, always the same ones.
+
+    of: what has so many clips. Raises ValueError if there are fewer.
+    """
+    if some > count:
+        raise ValueError(f"{some} clips are wanted of {of}, which has {count}; 0 is for all")
     drawn = np.random.default_rng(0).permutation(count)[:some]
     return tuple(sorted(drawn.tolist()))
 

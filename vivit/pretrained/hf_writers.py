@@ -30,6 +30,12 @@ Named = Iterator[tuple[str, np.ndarray]]
 Checks = Iterable[tuple[bool, str]]  # whether a model fits, and what it must be
 
 
+def _depth(params: Arrays, path: str) -> int:
+    """Returns the number of layers below a path."""
+    start = f"{path}/layer_"
+    return len({name.split("/")[path.count("/") + 1] for name in params if name.startswith(start)})
+
+
 class LayerNames(NamedTuple):
     """What the parts of a layer are called. attention: with {} for query, key and value."""
 
@@ -58,8 +64,7 @@ class LayerNames(NamedTuple):
 
     def layers(self, params: Arrays, path: str, name: str) -> Named:
         """All layers below a path, numbered."""
-        found = {p.split("/")[0] for k in params if (p := k.removeprefix(f"{path}/")) != k}
-        for i in range(sum(part.startswith("layer_") for part in found)):
+        for i in range(_depth(params, path)):
             yield from self.layer(params, f"{path}/layer_{i}", f"{name}.{i}")
 
 
@@ -237,11 +242,6 @@ def _processor(kind: str, exported: Exported) -> dict[str, Any]:
         "size": {"shortest_edge": config.clip[1]},
         "crop_size": {"height": config.clip[1], "width": config.clip[2]},
     }
-
-
-def _depth(params: Arrays, path: str) -> int:
-    start = f"{path}/layer_"
-    return len({name.split("/")[path.count("/") + 1] for name in params if name.startswith(start)})
 
 
 def _videomae(exported: Exported) -> Arrays:

@@ -50,14 +50,14 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
         params, around = task.split(checkpoints.read_params(step))
         arrays = flat_params({**params, **({"around": around} if around else {})})
     config = path / "config.json"
-    hashes = {config.name: sha256_of(config), f"checkpoints/{step}": _content_hash(arrays)}
+    hashes = {config.name: sha256_of(config), f"checkpoints/{step}": content_hash(arrays)}
     labels = read_data_record(path).get("class_names", ())
     kind = {"name": run.task.name, "heads": list(run.heads.items()) if run.task.heads else []}
     described = {**read_json_object(config), "labels": labels, "task": kind}
     return Archive(path, "run", arrays, described, {}, hashes)
 
 
-def _content_hash(arrays: Arrays) -> str:
+def content_hash(arrays: Arrays) -> str:
     """The hash of a checkpoint's arrays: its files may be laid out in many ways."""
     total = hashlib.sha256()
     for name in sorted(arrays):

@@ -18,7 +18,7 @@ def effective_rank(features: Float[np.ndarray, "N D"]) -> float:
 
 def spread(tokens: Float[np.ndarray, "N P D"]) -> float:
     """Returns the standard deviation over clips of tokens at the same place, averaged over places
-    and channels. Over places as well it would only show that positions are told apart."""
+    and channels. Over places as well, features that depend on the position alone would spread."""
     return float(tokens.std(axis=0, dtype=np.float64).mean())
 
 

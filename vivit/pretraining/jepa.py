@@ -15,15 +15,23 @@ from vivit.axes import Clips, NewGrid
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.network import Network
-from vivit.model.places import Places, take
+from vivit.model.places import Places
 from vivit.model.resolve import resolve
 from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.pretraining.collapse import constant_error
 from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
-from vivit.pretraining.objective import WATCHED, Pretraining, at_places, narrow_layers, normalised
-from vivit.pretraining.pictures import GREY, Frames, frames_of, patches_of, replaced
+from vivit.pretraining.objective import (
+    WATCHED,
+    Pretraining,
+    at_places,
+    hidden_tokens,
+    narrow_layers,
+    normalised,
+    with_layers,
+)
+from vivit.pretraining.pictures import GREY, Frames, frames_of, patches_of, picked, replaced
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.ramps import Strength
 from vivit.registry import Registry
@@ -55,11 +63,12 @@ TARGETS.add("trained", Target(lambda params, averaged: params, trained=True))
 
 class Latents(NamedTuple):
     """What the predictor says of the wanted tokens of each mask, what they are, a term of the whole
-    batch, and what is watched."""
+    batch, the targets of a few places, and what is watched."""
 
     predicted: tuple[Tokens, ...]
     target: tuple[Tokens, ...]
     regulariser: Float[Array, ""]
+    at_places: Float[Array, "B P D"]
     watched: dict[str, Array] | None = None
 
 
@@ -78,13 +87,10 @@ class Predictor(nn.Module):
         """x: the encoder's tokens. token: the number of the mask token."""
         config = self.config
         x = Dense((config.width,), config.dtype, name="narrow")(x)
-        x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
         shape = (self.tokens, config.width)
         mask_tokens = self.param("mask_tokens", nn.initializers.zeros, shape)
-        hidden = jnp.broadcast_to(mask_tokens[token], (*wanted.shape, config.width))[:, None]
-        places = jnp.concatenate([seen.reshape(*x.shape[:3]), wanted[:, None]], axis=2)
-        x = jnp.concatenate([x, hidden.astype(x.dtype)], axis=2)
-        x = Stage(config, 0, name="stage")(x, places, pool=False)[:, 0, -wanted.shape[1] :]
+        layers = Stage(config, 0, name="stage")
+        x = hidden_tokens(layers, x, mask_tokens[token], seen, wanted)
         return nn.Dense(self.width, dtype=jnp.float32, name="widen")(x)
 
 
@@ -127,10 +133,9 @@ class JointEmbedding(nn.Module):
     @nn.nowrap
     def with_settings(self, **changes: Any) -> "JointEmbedding":
         """Returns the network around the model of the same settings but for `changes`."""
-        layers = {k: v for k, v in changes.items() if k in ("kernel", "remat", "scan", "dtype")}
         return self.clone(
             config=resolve(replace(self.config.settings, **changes)),
-            predictor_config=resolve(replace(self.predictor_config.settings, **layers)),
+            predictor_config=with_layers(self.predictor_config, changes),
         )
 
 
@@ -162,7 +167,8 @@ class Jepa(Pretraining):
         fewer tokens than masks. mask_token: the number, from 1, of the token that all use instead.
         target: a name of TARGETS, the parameters that make the targets: "averaged" by
         train.average_decay; "stopped", those that are trained, without a gradient; or "trained",
-        with it, which needs a regulariser. regulariser: of REGULARISERS, what is added to the loss.
+        with one, whose features collapse without a regulariser.
+        regulariser: of REGULARISERS, what is added to the loss.
         probe: a label of the validation split, on which the features are probed.
         """
         self.masks = tuple(MASKS[name] for name in masks)
@@ -208,17 +214,15 @@ class Jepa(Pretraining):
         predicted: Any = network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
         of_targets = {"params": self._target.choose(params, teacher)}
         tokens: Any = network.apply(of_targets, batch["clips"], method="encode")
-        wanted = (batch[f"wanted_{i}"][:, None] for i in range(len(self.masks)))
-        target = tuple(normalised(take(tokens, places)[:, 0]) for places in wanted)
+        flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+        wanted = (batch[f"wanted_{i}"] for i in range(len(self.masks)))
+        target = tuple(normalised(picked(flat, places)) for places in wanted)
         key = jax.random.fold_in(jax.random.key(0), batch["indices"][0])
         added = self._regulariser(tokens.mean(axis=(1, 2)), batch["valid"], key)
-        return Latents(predicted, target, added)
+        return Latents(predicted, target, added, at_places(tokens))
 
-    def evaluated(self, network: Network, params: Any, batch: Batch) -> Latents:
-        outputs = super().evaluated(network, params, batch)
-        of_targets = {"params": self._target.choose(params, params)}
-        tokens: Any = network.apply(of_targets, batch["clips"], method="encode")
-        return outputs._replace(watched={**outputs.watched, "targets": at_places(tokens)})
+    def kept(self, outputs: Latents) -> dict[str, Array]:
+        return {**super().kept(outputs), "targets": outputs.at_places}
 
     def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
         """Returns what each mask leaves of clips."""

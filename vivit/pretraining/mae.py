@@ -16,14 +16,22 @@ from vivit.axes import Clips, NewGrid
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.network import Network
-from vivit.model.places import Places, take
+from vivit.model.places import Places
 from vivit.model.resolve import resolve
 from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
-from vivit.pretraining.objective import Pretraining, narrow_layers
-from vivit.pretraining.pictures import GREY, Frames, Patches, frames_of, patches_of, replaced
+from vivit.pretraining.objective import Pretraining, hidden_tokens, narrow_layers, with_layers
+from vivit.pretraining.pictures import (
+    GREY,
+    Frames,
+    Patches,
+    frames_of,
+    patches_of,
+    picked,
+    replaced,
+)
 from vivit.ramps import Strength
 from vivit.tasks.objective import Batch, Values, weighted_sums
 
@@ -63,11 +71,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __call__(self, clips: Clips, seen: Places, wanted: Wanted) -> Pixels:
         x = self.narrow(self.encoder.encode(clips, seen))
-        x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
-        hidden = jnp.broadcast_to(self.mask_token, (*wanted.shape, x.shape[-1]))[:, None]
-        places = jnp.concatenate([seen.reshape(*x.shape[:3]), wanted[:, None]], axis=2)
-        x = jnp.concatenate([x, hidden.astype(x.dtype)], axis=2)
-        x = self.decoder(x, places, pool=False)[:, 0, -wanted.shape[1] :]
+        x = hidden_tokens(self.decoder, x, self.mask_token, seen, wanted)
         return self.pixels(self.norm(x))
 
     def encode(self, clips: Clips) -> NewGrid:
@@ -81,17 +85,16 @@ class MaskedAutoencoder(nn.Module):
     @nn.nowrap
     def with_settings(self, **changes: Any) -> "MaskedAutoencoder":
         """Returns the network around the model of the same settings but for `changes`."""
-        decoder = {k: v for k, v in changes.items() if k in ("kernel", "remat", "scan", "dtype")}
         return self.clone(
             config=resolve(replace(self.config.settings, **changes)),
-            decoder_config=resolve(replace(self.decoder_config.settings, **decoder)),
+            decoder_config=with_layers(self.decoder_config, changes),
         )
 
 
 def pixels_of(clips: Clips, wanted: Wanted, config: ModelConfig, *, normalise: bool) -> Pixels:
     """Returns the pixels of some tubelets, from 0 to 1, or normalised as VideoMAE's code does: each
     colour by its mean and its unbiased standard deviation over the tubelet, plus 1e-6."""
-    pixels = take(patches_of(clips, config)[:, None], wanted[:, None])[:, 0]
+    pixels = picked(patches_of(clips, config), wanted)
     if normalise:
         mean, std = statistics(pixels)
         pixels = (pixels - mean) / std
@@ -168,26 +171,23 @@ class Mae(Pretraining):
         self, network: Network, params: Any, batch: Batch, *, teacher: Any, rngs: Any = None
     ) -> Reconstruction:
         predicted: Any = network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
-        return Reconstruction(predicted, self.targets(batch, network.config))
-
-    def targets(self, batch: Batch, config: ModelConfig) -> Pixels:
-        """Returns the pixels of the wanted tokens."""
-        return pixels_of(batch["clips"], batch["wanted"], config, normalise=self.normalise)
+        clips, _, wanted = self.inputs(batch)
+        target = pixels_of(clips, wanted, network.config, normalise=self.normalise)
+        return Reconstruction(predicted, target)
 
     def pictures(self, network: Network, params: Any, batch: Batch) -> dict[str, Frames]:
-        """Returns also clips whose wanted tokens are those predicted. Normalised pixels get the
-        mean and standard deviation of the true ones back, which are not predicted."""
+        """Returns masked clips, and these with the predicted pixels. Normalised pixels get the mean
+        and standard deviation of the true ones back, which are not predicted."""
         config, patches = network.config, patches_of(batch["clips"], network.config)
         masked = replaced(patches, hidden_from(batch["seen"], patches.shape[1]), GREY)
         outputs = self.outputs(network, params, batch, teacher=params)
         predicted = rearrange(outputs.predicted, "B M (p C) -> B M p C", C=3)
         if self.normalise:
-            true = take(patches[:, None], batch["wanted"][:, None])[:, 0]
-            mean, std = statistics(true)
+            mean, std = statistics(picked(patches, batch["wanted"]))
             predicted = predicted * std + mean
         made = replaced(masked, batch["wanted"], predicted)
         seen = batch["seen"].reshape(len(patches), -1)
-        made = replaced(made, seen, take(patches[:, None], seen[:, None])[:, 0])
+        made = replaced(made, seen, picked(patches, seen))
         return {"what it sees": frames_of(masked, config), "prediction": frames_of(made, config)}
 
     def losses(

@@ -6,6 +6,7 @@ A mask is drawn as the numbers of the tokens that are seen, in row-major order o
 all clips of a batch have equally many.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from vivit.model.places import Places
 from vivit.registry import OptionRegistry, Options, options_of
@@ -163,50 +164,65 @@ def running_cell(key: Array, *, grid: GridShape, ratio: float = 0.5) -> ClipPlac
     return order[: steps * rows * columns * seen // 4][None]
 
 
-def _blocks_hide(aspect: Any, corners: Any, *, grid: GridShape, scale: float) -> Any:
-    """Returns which places of a time step blocks cover, for NumPy as for JAX.
+class Blocks(NamedTuple):
+    """Rectangles of places: how many, the part of a time step that each covers, and the range of
+    its height over its width."""
 
-    aspect: [...], height over width. corners: [..., blocks, 2], from 0 to 1 over all places where
-    a block fits.
-    """
-    _, rows, columns = grid
-    area = scale * rows * columns
-    sides = [(area * aspect) ** 0.5, (area / aspect) ** 0.5]
-    h, w = (
-        (side + 0.5).astype(int).clip(1, most)[..., None]
-        for side, most in zip(sides, (rows, columns), strict=True)
-    )
-    y0, x0 = (
-        (corners[..., axis] * (most - side + 1)).astype(int)[..., None]
-        for axis, (most, side) in enumerate(((rows, h), (columns, w)))
-    )
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    inside = (y >= y0) & (y < y0 + h[..., None]) & (x >= x0) & (x < x0 + w[..., None])
-    return inside.any(axis=-2)
+    count: int
+    scale: float
+    least: float
+    most: float
+
+    def cover(self, aspect: Any, corners: Any, grid: GridShape) -> Any:
+        """Returns which places of a time step are covered [..., S], for NumPy as for JAX.
+
+        aspect: [...], height over width. corners: [..., count, 2], from 0 to 1 over all places
+        where a block fits.
+        """
+        _, rows, columns = grid
+        area = self.scale * rows * columns
+        sides = [(area * aspect) ** 0.5, (area / aspect) ** 0.5]
+        h, w = (
+            (side + 0.5).astype(int).clip(1, most)[..., None]
+            for side, most in zip(sides, (rows, columns), strict=True)
+        )
+        y0, x0 = (
+            (corners[..., axis] * (most - side + 1)).astype(int)[..., None]
+            for axis, (most, side) in enumerate(((rows, h), (columns, w)))
+        )
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        inside = (y >= y0) & (y < y0 + h[..., None]) & (x >= x0) & (x < x0 + w[..., None])
+        return inside.any(axis=-2)
+
+    def draw(self, keys: Any, grid: GridShape) -> Bool[Array, " S"]:
+        """Returns which places of a time step are covered, by two keys."""
+        aspect = jax.random.uniform(keys[0], (), minval=self.least, maxval=self.most)
+        return self.cover(aspect, jax.random.uniform(keys[1], (self.count, 2)), grid)
 
 
 @lru_cache
-def _block_counts(
-    grid: GridShape, count: int, scale: float, least: float, most: float, quantile: float
-) -> tuple[int, int]:
+def _places_of(blocks: Blocks, grid: GridShape, quantile: float) -> tuple[int, int]:
     """Returns how many places are seen, and how many predicted: all but a part `quantile` of draws
-    leave, and hide, so many. From 4,096 draws, always the same ones."""
+    leave, and hide, so many. From 4,096 draws, always the same ones.
+
+    Raises ValueError for blocks that cannot be.
+    """
+    if not 0 < blocks.scale < 1:
+        raise ValueError(
+            f"the part of a time step that a block covers, scale={blocks.scale}, is not in (0, 1)"
+        )
+    if not 0 < blocks.least <= blocks.most < np.inf:
+        raise ValueError(
+            f"aspect ratios of blocks from {blocks.least} to {blocks.most} are no range"
+        )
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"{quantile=} is not in [0, 1]")
     rng = np.random.default_rng(0)
-    aspect = rng.uniform(least, most, 4096)
-    hidden = _blocks_hide(aspect, rng.random((4096, count, 2)), grid=grid, scale=scale)
-    covered = hidden.sum(axis=1)
+    aspect = rng.uniform(blocks.least, blocks.most, 4096)
+    covered = blocks.cover(aspect, rng.random((4096, blocks.count, 2)), grid).sum(axis=1)
     space = grid[1] * grid[2]
     seen, wanted = (int(np.quantile(x, quantile)) for x in (space - covered, covered))
     return seen, wanted
-
-
-def _check_blocks(scale: float, least: float, most: float, quantile: float) -> None:
-    if not 0 < scale < 1:
-        raise ValueError(f"the part of a time step that a block covers, {scale=}, is not in (0, 1)")
-    if not 0 < least <= most < np.inf:
-        raise ValueError(f"aspect ratios of blocks from {least} to {most} are no range")
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"{quantile=} is not in [0, 1]")
 
 
 @mask("blocks", lines=True)
@@ -227,11 +243,10 @@ def blocks(
     numbers are fixed: all but a part `quantile` of draws have so many, and places are left out at
     random, each in all time steps. Where a draw has fewer, places of the other side join.
     """
-    _check_blocks(scale, least, most, quantile)
-    steps, space = grid[0], grid[1] * grid[2]
-    seen, wanted = _block_counts(grid, count, scale, least, most, quantile)
+    drawn, steps, space = Blocks(count, scale, least, most), grid[0], grid[1] * grid[2]
+    seen, wanted = _places_of(drawn, grid, quantile)
     order_key, *keys = jax.random.split(key, 3)
-    hidden = _draw_blocks(keys, grid, count, scale, least, most)
+    hidden = drawn.draw(keys, grid)
     order = jnp.argsort(_from_hidden_to_seen(hidden, jax.random.uniform(order_key, (space,))))
     all_steps = lambda places: jnp.arange(steps)[:, None] * space + jnp.sort(places)
     return all_steps(order[space - seen :]), all_steps(order[:wanted]).reshape(-1)
@@ -250,20 +265,11 @@ def blocks_in_order(
 ) -> tuple[ClipPlaces, Int[Array, " M"]]:
     """`blocks` that leave out the last tokens in row-major order, as V-JEPA 2's released code: most
     of what is left out is in the last time steps. Its default is the smallest of about 24 clips."""
-    _check_blocks(scale, least, most, quantile)
-    steps, space = grid[0], grid[1] * grid[2]
-    seen, wanted = (steps * n for n in _block_counts(grid, count, scale, least, most, quantile))
-    hidden = jnp.tile(_draw_blocks(jax.random.split(key), grid, count, scale, least, most), steps)
-    tokens = steps * space
+    drawn, steps, tokens = Blocks(count, scale, least, most), grid[0], math.prod(grid)
+    seen, wanted = (steps * n for n in _places_of(drawn, grid, quantile))
+    hidden = jnp.tile(drawn.draw(jax.random.split(key), grid), steps)
     order = jnp.argsort(_from_hidden_to_seen(hidden, jnp.arange(tokens) / tokens))
     return jnp.sort(order[tokens - seen :])[None], jnp.sort(order[:wanted])
-
-
-def _draw_blocks(keys, grid, count, scale, least, most):
-    """Returns which places of a time step are covered [S]."""
-    aspect = jax.random.uniform(keys[0], (), minval=least, maxval=most)
-    corners = jax.random.uniform(keys[1], (count, 2))
-    return _blocks_hide(aspect, corners, grid=grid, scale=scale)
 
 
 def _from_hidden_to_seen(hidden: Array, rank: Array) -> Array:

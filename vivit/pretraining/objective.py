@@ -14,14 +14,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
-from vivit.axes import Grid
+from vivit.axes import Grid, NewGrid
 from vivit.model.config import ModelConfig
 from vivit.model.network import Network
-from vivit.model.places import check_places
+from vivit.model.places import Places, check_places
 from vivit.model.resolve import resolve
 from vivit.model.settings import StageSettings
+from vivit.model.stage import Stage
 from vivit.pretraining.collapse import effective_rank, mean_cosine, spread
-from vivit.pretraining.masks import Mask
+from vivit.pretraining.masks import Mask, Wanted
 from vivit.pretraining.pictures import Frames
 from vivit.pretraining.probes import Features, fit
 from vivit.tasks.objective import Batch, Objective
@@ -112,9 +113,8 @@ class Pretraining(Objective):
     def evaluated(self, network: Network, params: Any, batch: Batch) -> Any:
         outputs = self.outputs(network, params, batch, teacher=params)
         tokens: Any = network.apply({"params": params}, batch["clips"], method="encode")
-        mean = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]).astype(jnp.float32).mean(1)
-        kept = {"features": mean, "at_places": at_places(tokens)}
-        return outputs._replace(watched=kept)
+        features = tokens.astype(jnp.float32).mean(axis=(1, 2))
+        return outputs._replace(watched={"features": features, "at_places": at_places(tokens)})
 
     def kept(self, outputs: Any) -> dict[str, Array]:
         return outputs.watched or {}
@@ -150,6 +150,25 @@ def narrow_layers(
     stage = StageSettings(depth, ("joint",), pool="mean", norm=norm)
     sizes = {"width": width, "depth": depth, "heads": heads, "mlp_dim": round(mlp_ratio * width)}
     return resolve(replace(encoder.settings, **NOT_TAKEN, **sizes, stages=(stage,)))
+
+
+def hidden_tokens(
+    layers: Stage, x: NewGrid, token: Float[Array, " D"], seen: Places, wanted: Wanted
+) -> Float[Array, "B M D"]:
+    """Returns what narrow layers make of a mask token at each wanted place, next to the tokens that
+    are seen."""
+    x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
+    hidden = jnp.broadcast_to(token, (*wanted.shape, x.shape[-1]))[:, None]
+    places = jnp.concatenate([seen.reshape(*x.shape[:3]), wanted[:, None]], axis=2)
+    x = jnp.concatenate([x, hidden.astype(x.dtype)], axis=2)
+    return layers(x, places, pool=False)[:, 0, -wanted.shape[1] :]
+
+
+def with_layers(layers: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """Returns the config of narrow layers with those of an encoder's changes that change how they
+    are computed."""
+    taken = {k: v for k, v in changes.items() if k in ("kernel", "remat", "scan", "dtype")}
+    return resolve(replace(layers.settings, **taken))
 
 
 def normalised(tokens: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

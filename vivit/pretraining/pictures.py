@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vivit.axes import Clips
 from vivit.model.config import ModelConfig
-from vivit.model.places import put
+from vivit.model.places import put, take
 
 GREY = 0.5  # of tokens that are not shown
 Patches = Float[Array, "B N p C"]  # the pixels of each tubelet, from 0 to 1
@@ -32,6 +32,11 @@ def frames_of(patches: Patches, config: ModelConfig) -> Frames:
     sizes = {"T": steps, "Y": rows, "X": columns, "t": t, "h": h, "w": w}
     frames = rearrange(np.asarray(patches), form, **sizes)
     return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def picked(x: Float[Array, "B N *rest"], places: Int[Array, "B M"]) -> Float[Array, "B M *rest"]:
+    """Returns the tokens, or tubelets, of clips that have these numbers."""
+    return take(x[:, None], places[:, None])[:, 0]
 
 
 def replaced(
