@@ -21,7 +21,7 @@ from vivit.chips import CHIPS
 from vivit.cli import make_parser, run_command, show_log
 from vivit.collectives import sent_by_kind
 from vivit.config import import_modules, parse
-from vivit.cost import TRAINING_FLOPS, bytes_per_device, count
+from vivit.cost import bytes_per_device, count_training
 from vivit.data.augment import make_augmentation
 from vivit.data.classes import Classes
 from vivit.data.split import Split
@@ -81,6 +81,7 @@ class Steps:
     target: Target
     batch_size: int
     network: Network
+    task: Objective
     parallel: Parallel
     train: StepToCompile
     evaluate: StepToCompile
@@ -136,6 +137,7 @@ def make_steps(
         target,
         batch_size,
         network,
+        task,
         parallel,
         StepToCompile(lambda: train.lower(state, batch), whole, options),
         StepToCompile(lambda: evaluate.lower(state.eval_params, of_views), parameters, options),
@@ -159,8 +161,8 @@ def compile_for(steps: Steps) -> dict[str, Any]:
     "train" and "evaluate" have bytes per chip, or the reason in "error" where a step does not
     compile; "bounds" are seconds, and the largest share of the peak (MFU).
     """
-    counts, target = count(steps.network), steps.target
-    flops = TRAINING_FLOPS * counts["multiply_adds"] * steps.batch_size
+    counts, target = count_training(steps.network, steps.task), steps.target
+    flops = 2 * counts["training_multiply_adds"] * steps.batch_size
     peak = target.chip.flops[steps.network.config.dtype] * len(target.devices)
     return {
         "target": target.name,
@@ -270,6 +272,7 @@ def table(found: dict[str, Any]) -> str:
     add = lambda name, value: lines.append(f"  {name:44} {value:>14}")
     add("parameters", units(found["parameters"]))
     add("multiply-adds per clip, forward", units(found["multiply_adds"]))
+    add("multiply-adds per clip, training step", units(found["training_multiply_adds"]))
     for name, title in (("train", "training step"), ("evaluate", "evaluation step")):
         step = found[name]
         lines.append(f"{title}, bytes per chip of {units(found['chip_bytes'])}B")

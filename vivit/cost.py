@@ -1,7 +1,7 @@
 """What a model costs: parameters, tokens and multiply-adds, without running it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from vivit.model.network import Network
-
-TRAINING_FLOPS = 6  # of a training step per multiply-add: two forward, and twice as many backward
+from vivit.tasks.objective import Objective
 
 
 def count(model: Network) -> dict[str, int]:
@@ -20,6 +19,14 @@ def count(model: Network) -> dict[str, int]:
         "parameters": count_parameters(model),
         "multiply_adds": count_multiply_adds(model),
     }
+
+
+def count_training(network: Network, task: Objective) -> dict[str, int]:
+    """Returns what `count` does, and "training_multiply_adds": of a training step, for one clip.
+    The backward pass has twice as many as the forward pass."""
+    counts = count(network)
+    training = 3 * counts["multiply_adds"] + task.more_multiply_adds(network)
+    return {**counts, "training_multiply_adds": training}
 
 
 def count_parameters(model: Network) -> int:
@@ -32,17 +39,21 @@ def count_tokens(model: Network) -> int:
     return math.prod(model.config.grid)
 
 
-def count_multiply_adds(model: Network) -> int:
+def count_multiply_adds(
+    model: Network, method: str = "__call__", *, inputs: Sequence[Any] | None = None
+) -> int:
     """Returns the multiply-adds of all matrix products in the forward pass of one clip.
 
+    method: what is called, with inputs of these shapes; those of `example` if there are none.
     Norms, softmax and gelu are not counted; XLA's own count has them, and counts a multiply-add
     as two operations. The kernel is the dense one: the others compute the same products, and
     some pad them.
     """
     kernel = {"kernel": "dense"} if model.config.kernel.softmax else {}
     model = model.with_settings(remat="none", **kernel)
-    forward = lambda params, *inputs: model.apply({"params": params}, *inputs)
-    return count_products(forward, abstract_params(model), *jax.eval_shape(model.example))
+    forward = lambda params, *inputs: model.apply({"params": params}, *inputs, method=method)
+    shapes = jax.eval_shape(model.example) if inputs is None else inputs
+    return count_products(forward, abstract_params(model), *shapes)
 
 
 def count_products(function: Callable, *shapes: Any) -> int:

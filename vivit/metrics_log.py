@@ -13,7 +13,6 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vivit.chips import chip_of
-from vivit.cost import TRAINING_FLOPS
 from vivit.data.split import Split
 from vivit.io import write_atomically, write_json
 from vivit.model.network import Network
@@ -89,8 +88,8 @@ class MetricsLog:
 class Pace:
     """How fast a run trains, between two log steps.
 
-    Model FLOPs are those of the products of a forward and a backward pass of
-    the model, whatever a kernel or remat computes beyond them (2204.02311, appendix B). MFU is
+    Model FLOPs are those of the products of a training step, whatever a kernel or remat computes
+    beyond them (2204.02311, appendix B). MFU is
     their share of the devices' peak, on chips that `vivit.chips` has.
 
     waited: as in `restart`, at the first step.
@@ -98,7 +97,7 @@ class Pace:
 
     def __init__(self, config: Config, counts: Mapping[str, int], *, waited: float) -> None:
         self._clips = config.data.batch_size
-        self._flops = TRAINING_FLOPS * counts["multiply_adds"]
+        self._flops = 2 * counts["training_multiply_adds"]
         chip = chip_of(jax.devices()[0].device_kind)
         self._peak = chip and chip.flops[config.model.dtype] * jax.device_count()
         self._since, self._waited = time.perf_counter(), waited

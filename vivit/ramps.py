@@ -80,6 +80,13 @@ def rising(progress: jax.Array, *, until: float = 1.0) -> jax.Array:
     return jnp.clip(progress / until, 0, 1)
 
 
+@ramp("rising_later")
+def rising_later(progress: jax.Array, *, since: float = 0.125, until: float = 0.25) -> jax.Array:
+    """0 until `since`, and then a straight line to 1, which it reaches at `until`: the loss of
+    tokens that are seen of V-JEPA 2.1 (2603.14482; released code: from step 15,000 to 30,000)."""
+    return jnp.clip((progress - since) / max(until - since, 1e-6), 0, 1)
+
+
 @ramp("rising_cosine")
 def rising_cosine(progress: jax.Array, *, start: float = 0.1) -> jax.Array:
     """Half a cosine from `start` to 1: the weight decay of DINO (2104.14294) and V-JEPA."""

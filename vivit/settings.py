@@ -88,7 +88,7 @@ class TrainSettings:
         over the training: {"drop_path": "falling(until=0.5)"}. drop_path, dropout and
         attention_dropout of the model, mixup, cutmix, erase, grey, colour_jitter and magnitude of
         `augment`, and label_smoothing; each is multiplied by its ramp. Also weight_decay of the
-        optimiser, and averaging, which is 1 - average_decay.
+        optimiser, averaging, which is 1 - average_decay, and context of the task jepa.
     average_decay: of an exponential moving average of the parameters, which evaluation then uses;
         None for none.
     """
@@ -192,6 +192,7 @@ class Config:
             "label_smoothing": self.train.label_smoothing,
             "averaging": self.train.average_decay is not None,
             "weight_decay": True,
+            "context": True,
         }
         for name in self.train.ramps:
             if name not in strengths:

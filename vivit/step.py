@@ -109,6 +109,8 @@ def make_train_step(
             f"train.accumulate={settings.accumulate}: the task's loss is one of the whole batch, "
             "not of its parts; set accumulate=1"
         )
+    if "context" in settings.ramps and "context" not in task.strengths:
+        raise ValueError("train.ramps: the task has no weight `context`, so it has no ramp")
     ramps = make_ramps(settings.ramps, steps=settings.steps)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
@@ -123,7 +125,7 @@ def make_train_step(
         if augment is not None:
             batch = augment(batch, jax.random.fold_in(key, AUGMENTATION), factors)
         batch = task.prepare(network, batch, jax.random.fold_in(key, PREPARATION))
-        trained = _at_strength(network, factors)
+        trained = _at_strength(network, task, factors)
         teacher = state.eval_params
         smoothing = settings.label_smoothing * factors.get("label_smoothing", 1)
         rng = jax.random.fold_in(key, state.step)
@@ -155,11 +157,15 @@ def make_train_step(
     return step
 
 
-def _at_strength(network: Network, factors: Factors) -> Network:
-    """Returns the network with the model's rates of dropout and drop path times their factors."""
+def _at_strength(network: Network, task: Objective, factors: Factors) -> Network:
+    """Returns the network with what changes over the training times its factors: the model's rates
+    of dropout and drop path, and the task's strengths."""
     config = network.config
     rates = {name: getattr(config, name) * factors[name] for name in RATES if name in factors}
-    return network.clone(config=replace(config, **rates)) if rates else network
+    own = {name: getattr(network, name) * factors[name]
+           for name in task.strengths if name in factors}  # fmt: skip
+    changed = {**own, "config": replace(config, **rates)} if rates else own
+    return network.clone(**changed) if changed else network
 
 
 def accumulated(gradient: Callable[..., Any], batch: Any, rng: Any, *, parts: int) -> Any:

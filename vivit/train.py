@@ -30,7 +30,7 @@ from vivit.config import (
     parse,
     read_workdir,
 )
-from vivit.cost import abstract_params, count
+from vivit.cost import abstract_params, count_training
 from vivit.data.augment import make_augmentation
 from vivit.data.pipeline import eval_batches, train_batches
 from vivit.data.prefetch import Prefetched
@@ -118,7 +118,7 @@ def train(
         train_step = make_train_step(network, optimizer, task, config.train, augment=augment)
         eval_step = parallel.evaluate(make_eval_step(network, task, predict_views=predict_views))
 
-        counts, splits = count(network), (train_split, held_out)
+        counts, splits = count_training(network, task), (train_split, held_out)
         logger.info("%s", introduce(config, network, counts, splits, parallel, Path(workdir)))
 
         # The state: random, from other weights, or that of an interrupted run.

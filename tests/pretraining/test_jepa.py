@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -15,11 +16,14 @@ from tests.conftest import ROOT
 from tests.pretraining.golden import as_ours, loaded_network
 from tests.test_train import stop_after
 from vivit.config import read_config
+from vivit.cost import count, count_training
 from vivit.metrics_log import MetricsLog
 from vivit.pretrained import load
 from vivit.pretraining.jepa import TARGETS, Jepa, Latents, Target
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.run import Run
+from vivit.settings import TrainSettings
+from vivit.step import make_init, make_train_step
 from vivit.train import train
 
 GOLDEN = ROOT / "tests/golden/hf_vjepa2_pretraining"
@@ -55,32 +59,33 @@ def test_features_loss_and_gradients_are_those_of_transformers(tmp_path):
         outputs = task.outputs(network, trained, batch, teacher=params)
         return task.losses(outputs, batch)[0].mean(), outputs
 
-    gradients, outputs = jax.grad(loss, has_aux=True)(params)
+    gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
     encoder = vivit.build({**load(GOLDEN).model_config, "classes": 0})
     variables = {"params": params["encoder"]}
     encoded = encoder.apply(variables, batch["clips"], batch["seen_0"], method="encode")
     np.testing.assert_allclose(encoded[:, 0], arrays["encoded"], atol=TOLERANCE)
     np.testing.assert_allclose(outputs.target[0], arrays["target"], atol=TOLERANCE)
     np.testing.assert_allclose(outputs.predicted[0], arrays["predicted"], atol=TOLERANCE)
-    assert float(loss(params)[0]) == pytest.approx(float(arrays["loss"]), abs=TOLERANCE)
+    ours = task.losses(outputs, batch)[0].mean()
+    assert float(ours) == pytest.approx(float(arrays["loss"]), abs=TOLERANCE)
     named = {k.removeprefix("grads/"): arrays[k] for k in arrays.files if k.startswith("grads/")}
     expected = flatten_dict(as_ours(named, GOLDEN, tmp_path / "gradients"), sep="/")
-    ours = flatten_dict(gradients, sep="/")
-    assert set(ours) == set(expected)
-    for path, value in ours.items():
+    found = flatten_dict(gradients, sep="/")
+    assert set(found) == set(expected)
+    for path, value in found.items():
         np.testing.assert_allclose(value, expected[path], atol=TOLERANCE, err_msg=path)
     assert np.abs(expected["predictor/mask_tokens"][1]).max() > 1e-3
     assert not np.asarray(expected["predictor/mask_tokens"])[[0, 2]].any()
 
 
-def small(**options):
+def small(model=None, **options):
     task = Jepa(**{"width": 12, "depth": 1, "heads": 2, **options})
     model = vivit.build({
         "clip": (4, 16, 16), "classes": 0, "width": 24, "depth": 1, "heads": 2, "mlp_dim": 32,
-        "tubelet": (2, 4, 4), "family": "joint", "position": "none", "rope": "3d",
+        "tubelet": (2, 4, 4), "family": "joint", "position": "none", "rope": "3d", **(model or {}),
     })  # fmt: skip
     network = task.network(model)
-    params = network.init(jax.random.key(0), *network.example())["params"]
+    params = jax.jit(network.init)(jax.random.key(0), *network.example())["params"]
     rng = np.random.default_rng(0)
     batch = {
         "clips": jnp.asarray(rng.integers(0, 256, (4, 4, 16, 16, 3)).astype(np.uint8)),
@@ -98,7 +103,8 @@ def test_the_loss_is_the_mean_over_masks_and_targets_have_no_gradient():
         outputs = task.outputs(network, params, batch, teacher=teacher)
         return task.losses(outputs, batch)[0].mean(), outputs
 
-    (ours, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(params, other)
+    differentiated = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (ours, outputs), gradients = differentiated(params, other)
     masks = [np.abs(z - h).mean() for z, h in zip(outputs.predicted, outputs.target, strict=True)]
     assert float(ours) == pytest.approx(np.mean(masks), abs=1e-6)
     tokens = network.apply({"params": other}, batch["clips"], method="encode").reshape(4, 32, 24)
@@ -111,11 +117,123 @@ def test_the_loss_is_the_mean_over_masks_and_targets_have_no_gradient():
     assert (moved > 0).all()
     # Targets of the trained parameters, stopped: as those of an equal teacher.
     stopped, *_ = small(masks=("blocks(2, 0.3)", "tube(0.5)"), mask_tokens=2, target="stopped")
-    of_stopped = jax.grad(
-        lambda p: stopped.losses(stopped.outputs(network, p, batch, teacher=other), batch)[0].sum()
-    )(params)
-    of_averaged = jax.grad(lambda p: 4 * loss(p, params)[0])(params)
+    of_stopped = jax.jit(jax.grad(
+        lambda p: stopped.losses(stopped.outputs(network, p, batch, teacher=other), batch)[0].mean()
+    ))(params)  # fmt: skip
+    of_averaged = differentiated(params, params)[1]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), of_stopped, of_averaged)
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_levels_are_the_tokens_after_equal_parts_of_the_layers(scan):
+    shape = {"clip": (4, 16, 16), "classes": 0, "width": 24, "depth": 4, "heads": 2, "mlp_dim": 32,
+             "tubelet": (2, 8, 8), "family": "joint", "registers": 2, "scan": scan}  # fmt: skip
+    model = vivit.build(shape)
+    clips = jax.random.uniform(jax.random.key(1), (2, 4, 16, 16, 3), minval=-1)
+    params = jax.jit(model.init)(jax.random.key(0), clips)["params"]
+    places = jnp.array([[[0, 3, 5]], [[1, 2, 7]]])
+
+    @partial(jax.jit, static_argnums=(0, 2))
+    def encoded(model, params, levels):
+        return model.apply({"params": params}, clips, places, levels, method="encode")
+
+    first, last = jnp.split(encoded(model, params, 2), 2, axis=-1)
+    whole = encoded(model, params, 1)
+    np.testing.assert_allclose(last, whole, atol=1e-6)
+    stage = params["stage_0"]
+    if scan:
+        layers = {"layers": jax.tree.map(lambda x: x[:2], stage["layers"])}
+    else:
+        layers = {name: stage[name] for name in ("layer_0", "layer_1")}
+    others = {k: v for k, v in stage.items() if not k.startswith("layer")}
+    short = {**params, "stage_0": {**others, **layers}}
+    half = vivit.build({**shape, "depth": 2})
+    expected = encoded(half, short, 1)
+    np.testing.assert_allclose(layer_norm(np.asarray(first)), expected, atol=2e-5)
+
+
+def test_the_loss_of_tokens_that_are_seen_is_weighted_by_their_distance():
+    """Against NumPy: V-JEPA 2.1's dense loss and its levels."""
+    deep = {"depth": 4}
+    masks = ("blocks(2, 0.3)", "random(0.5)")
+    task, network, params, batch = small(deep, masks=masks, levels=2, context=0.5)
+    params = jax.tree.map(lambda x: x + 0.01, params)
+    variables = {"params": params}
+
+    @jax.jit
+    def loss_of(params):
+        outputs = task.outputs(network, params, batch, teacher=variables["params"])
+        losses = task.losses(outputs, batch)
+        return losses[0].sum(), (losses[0], task.sums(losses, outputs, batch))
+
+    gradients, (losses, sums) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
+    applied = jax.jit(network.apply, static_argnames="method")
+    tokens = np.asarray(applied(variables, batch["clips"], method="levels_of"))
+    whole = applied(variables, batch["clips"], method="encode")
+    np.testing.assert_allclose(tokens[..., 24:], whole, atol=1e-6)
+    wide = tokens.reshape(4, 32, 2, 24)
+    centred = wide - wide.mean(-1, keepdims=True)
+    targets = centred / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    targets = targets.reshape(4, 32, 48)
+    at = np.stack(np.unravel_index(np.arange(32), (2, 4, 4)), -1).astype(float)
+    predictions = jax.tree.map(np.asarray, applied(variables, *task.inputs(batch)))
+    loss = np.zeros(4)
+    for i, (of_wanted, of_seen) in enumerate(predictions):
+        for clip in range(4):
+            wanted = np.asarray(batch[f"wanted_{i}"][clip])
+            seen = np.asarray(batch[f"seen_{i}"][clip]).reshape(-1)
+            loss[clip] += np.abs(of_wanted[clip] - targets[clip, wanted]).mean() / 2
+            nearest = [min(np.linalg.norm(at[a] - at[b]) for b in wanted) for a in seen]
+            errors = np.abs(of_seen[clip] - targets[clip, seen])
+            loss[clip] += 0.5 * (errors / np.sqrt(nearest)[:, None]).mean() / 2
+    np.testing.assert_allclose(losses, loss, rtol=1e-5)
+    assert float(sums["loss"][0]) == pytest.approx(loss.sum(), rel=1e-5)
+    parts = sums["error"][0] + sums["context_loss"][0]
+    assert float(parts) == pytest.approx(loss.sum(), rel=1e-5)
+    flat = flatten_dict(gradients, sep="/")
+    still = [path for path, gradient in flat.items() if not np.abs(gradient).max() > 0]
+    assert not still
+    assert {"norm_0/scale", "predictor/fuse/kernel", "predictor/widen_seen/bias"} <= set(flat)
+
+
+def test_the_weight_of_tokens_that_are_seen_may_rise():
+    task, network, params, batch = small(masks=("tube(0.5)",), context=0.5)
+    batch |= {"labels": jnp.zeros((4, 0))}
+    averaging = {"average_decay": 0.9, "steps": 5}
+    first = {}
+    for ramp in ("rising_later(0.5, 1.0)", "after(0.5)", None):
+        ramps = {"context": ramp} if ramp else {}
+        settings = TrainSettings(**averaging, ramps=ramps)
+        optimizer = optax.sgd(0.1)
+        state = make_init(network, optimizer, average_decay=0.9)(0)
+        step = jax.jit(make_train_step(network, optimizer, task, settings))
+        found = []
+        for _ in range(5):
+            state, sums = step(state, batch)
+            found.append(float(sums["context_loss"][0]))
+        first[ramp] = np.array(found)
+    always = first[None]
+    assert (always > 0).all()
+    np.testing.assert_array_equal(first["rising_later(0.5, 1.0)"][:3], 0)
+    assert 0.4 < first["rising_later(0.5, 1.0)"][3] / always[3] < 0.6
+    np.testing.assert_array_equal(first["after(0.5)"][:2], 0)
+    without, other, *_ = small(masks=("tube(0.5)",))
+    settings = TrainSettings(**averaging, ramps={"context": "rising"})
+    with pytest.raises(ValueError, match="no weight `context`, so it has no ramp"):
+        make_train_step(other, optax.sgd(0.1), without, settings)
+
+
+def test_multiply_adds_of_training_have_the_pass_that_makes_the_targets():
+    task, network, *_ = small(masks=("tube(0.5)",))
+    counts = count_training(network, task)
+    whole = count(vivit.build(network.config.settings))["multiply_adds"]
+    assert counts["training_multiply_adds"] == 3 * counts["multiply_adds"] + whole
+    trained, *_ = small(masks=("tube(0.5)",), target="trained", regulariser="sigreg")
+    assert trained.more_multiply_adds(network) == 3 * whole
 
 
 def test_sigreg_is_the_statistic_of_epps_and_pulley():
@@ -199,6 +317,8 @@ def test_pre_training_resumes_from_encoder_and_predictor(run, tmp_path, data_roo
         ("--config.task.name=jepa(target='mean')", "unknown target 'mean'; known: averaged"),
         ("--config.task.name=jepa(regulariser='sigreg')", "set target='trained'"),
         ("--config.task.name=jepa(masks=('tube',), probe='colour')", "no label 'colour'; it has:"),
+        ("--config.task.name=jepa(masks=('tube(0.5)',), levels=2)", "levels=2 does not divide the"),
+        ("--config.task.name=jepa(masks=('tube(0.5)',), context=-1.0)", "context=-1.0 is a weight"),
         ("--config.optim.layer_decay=0.9", "the task trains more than a model"),
     ],
 )
@@ -235,7 +355,7 @@ def test_explained_is_zero_for_the_best_constant():
     rows["at_places"][0] = 1
     rows["targets"] = rows["at_places"]
     tokens = jnp.asarray(rows["at_places"])
-    outputs = Latents((jnp.zeros((4, 1, 3)),), (tokens,), jnp.zeros(()), tokens)
+    outputs = Latents((jnp.zeros((4, 1, 3)),), (tokens,), None, jnp.zeros(()), tokens)
     batch = {"valid": jnp.ones(4)}
     sums = task.sums(task.losses(outputs, batch), outputs, batch)
     means = {k: float(a / b) for k, (a, b) in sums.items()}

@@ -37,10 +37,11 @@ class Block(nn.Module):
 
     config: ModelConfig
     i: int
+    keeps: bool = False
 
     @nn.compact
-    def __call__(self, carry: Carry, at: tuple[Any, Any]) -> tuple[Carry, None]:
-        """Returns (carry, None), as scans need it.
+    def __call__(self, carry: Carry, at: tuple[Any, Any]) -> tuple[Carry, Grid | None]:
+        """Returns (carry, None), as scans need it; (carry, its tokens) where those are kept.
 
         at: the layer's depth in the encoder from 0 to 1, which scales the drop path, and its index
         in the stage.
@@ -64,7 +65,8 @@ class Block(nn.Module):
         if stage.reduction.each_layer:
             x, sizes = self._reduce(x, keys, sizes)
         mlp = Mlp(stage.mlp_dim, config.activation, config.dropout, config.dtype, name="mlp")
-        return Carry(add(x, mlp(norm(x, "mlp")), "mlp"), sizes, places), None
+        x = add(x, mlp(norm(x, "mlp")), "mlp")
+        return Carry(x, sizes, places), x if self.keeps else None
 
     def attend(self, pattern: Pattern, x: Grid, layer: Any, sizes: Any, places: Any) -> Attended:
         """Returns what an attention adds to the normed tokens of the stage's grid."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vivit.attention.chunks import SAVED_RESIDUALS
 from vivit.attention.reductions import NO_REDUCTION
-from vivit.axes import Grid, NewGrid
+from vivit.axes import Grid, Levels, NewGrid
 from vivit.model.attention import CAPTURED, sow
 from vivit.model.block import Carry, Reduce
 from vivit.model.config import ModelConfig
@@ -46,9 +46,11 @@ class Stage(nn.Module):
     i: int
 
     @nn.compact
-    def __call__(self, x: Grid, places: Places | None = None, *, pool: bool = True) -> NewGrid:
+    def __call__(
+        self, x: Grid, places: Places | None = None, *, pool: bool = True, levels: int = 1
+    ) -> Levels:
         """places: of the tokens on the clip's grid, if they are not all of them. pool: False leaves
-        out the readout."""
+        out the readout. levels: as in `ViViT.encode`."""
         config, stage = self.config, self.config.stages[self.i]
         reduction, layout = stage.reduction, stage.layout.at(places)
         x = self._add_positions_and_extra(x, places)
@@ -57,12 +59,15 @@ class Stage(nn.Module):
         if reduction != NO_REDUCTION and not reduction.each_layer:
             x = Reduce(config, self.i, name="reduce")(x)
         carry = Carry(x, jnp.ones(x.shape[:3]) if reduction.each_layer else None, places)
-        x, sizes, _ = self._blocks(carry)
+        (x, sizes, _), earlier = self._blocks(carry, levels)
         if stage.norm:
             x = nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name="norm")(x)
         if not stage.readout.class_token or not pool:
             x = layout.remove(x, by_step=reduction == NO_REDUCTION)
             sizes = None if sizes is None else sizes[:, :, layout.extra :]
+        if earlier:
+            parts = [layout.remove(y, by_step=reduction == NO_REDUCTION) for y in earlier]
+            x = jnp.concatenate([*(part.astype(x.dtype) for part in parts), x], axis=-1)
         return self._pool(x, sizes) if stage.pool_axes and pool else x
 
     def _pool(self, x: Grid, sizes: Float[Array, "B T S"] | None) -> NewGrid:
@@ -104,8 +109,11 @@ class Stage(nn.Module):
             extra.append(self.param("registers", init, (layout.registers, width)))
         return jnp.concatenate(extra)
 
-    def _blocks(self, carry: Carry) -> Carry:
+    def _blocks(self, carry: Carry, levels: int) -> tuple[Carry, list[Grid]]:
+        """Returns also the tokens after each of `levels` equal parts of the layers but the last."""
         config, stage = self.config, self.config.stages[self.i]
+        part = stage.depth // levels
+        ends = [part * n - 1 for n in range(1, levels)]
         layers = np.arange(stage.depth)
         depth_fractions = (stage.first_layer + layers) / max(stage.total_layers - 1, 1)
         if config.scan and stage.depth:
@@ -117,9 +125,13 @@ class Stage(nn.Module):
                 length=stage.depth,
             )
             at = (jnp.asarray(depth_fractions, jnp.float32), jnp.asarray(layers, jnp.int32))
-            return scanned(config, self.i, name="layers")(carry, at)[0]
+            carry, kept = scanned(config, self.i, keeps=levels > 1, name="layers")(carry, at)
+            return carry, [kept[layer] for layer in ends]
         # A layer's index is static, so that patterns can ask whether it is even.
         block = config.remat(stage.block.module, static_argnums=(2,))
+        earlier = []
         for layer, fraction in zip(layers.tolist(), depth_fractions.tolist(), strict=True):
             carry, _ = block(config, self.i, name=f"layer_{layer}")(carry, (fraction, layer))
-        return carry
+            if layer in ends:
+                earlier.append(carry.x)
+        return carry, earlier

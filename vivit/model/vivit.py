@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from vivit.axes import Clips, Logits, NewGrid
+from vivit.axes import Clips, Levels, Logits
 from vivit.model.config import ModelConfig
 from vivit.model.embed import Tubelet
 from vivit.model.places import Places
@@ -58,17 +58,19 @@ class ViViT(nn.Module):
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         return nn.tanh(self.hidden(x)) if self.config.pre_logits else x
 
-    def encode(self, clips: Clips, places: Places | None = None) -> NewGrid:
+    def encode(self, clips: Clips, places: Places | None = None, levels: int = 1) -> Levels:
         """The tokens that the last stage's readout gets, normed: `method="encode"`.
 
         places: numbers [B, T', S'] of the tokens that are seen, in row-major order of the grid; the
         others are left out from the start. None for all. `check_places` says which models can.
+        levels: of a last stage whose depth it divides: the tokens after each of so many equal parts
+        of its layers, side by side, [B, T', S', levels * D]; those of the last part are normed.
         """
         self._check(clips)
         x = self.tokens(clips, places)
         for stage in self.encoder[:-1]:
             x = stage(x, places)
-        return self.encoder[-1](x, places, pool=False)
+        return self.encoder[-1](x, places, pool=False, levels=levels)
 
     @nn.nowrap
     def example(self) -> tuple[Array, ...]:

@@ -1,6 +1,6 @@
-"""Prediction of features: V-JEPA (2404.08471) and V-JEPA 2 (2506.09985)."""
+"""Prediction of features: V-JEPA (2404.08471), V-JEPA 2 (2506.09985) and 2.1 (2603.14482)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vivit.axes import Clips, NewGrid
+from vivit.axes import Clips, Levels, NewGrid
+from vivit.cost import count_multiply_adds
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dense
 from vivit.model.network import Network
@@ -21,19 +22,19 @@ from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.pretraining.collapse import constant_error
-from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
+from vivit.pretraining.masks import MASKS, Counts, GridShape, Wanted, hidden_from
 from vivit.pretraining.objective import (
     WATCHED,
     Pretraining,
     at_places,
-    hidden_tokens,
     narrow_layers,
     normalised,
+    with_hidden,
     with_layers,
 )
 from vivit.pretraining.pictures import GREY, Frames, frames_of, patches_of, picked, replaced
 from vivit.pretraining.regularisers import REGULARISERS
-from vivit.ramps import Strength
+from vivit.ramps import Strength, is_off
 from vivit.registry import Registry
 from vivit.tasks.objective import Batch, Values, weighted_sums
 
@@ -62,11 +63,13 @@ TARGETS.add("trained", Target(lambda params, averaged: params, trained=True))
 
 
 class Latents(NamedTuple):
-    """What the predictor says of the wanted tokens of each mask, what they are, a term of the whole
-    batch, the targets of a few places, and what is watched."""
+    """What the predictor says of the wanted tokens of each mask, what they are, the error of what
+    it says of tokens that are seen, a term of the whole batch, the targets of a few places, and
+    what is watched."""
 
     predicted: tuple[Tokens, ...]
     target: tuple[Tokens, ...]
+    of_seen: Values | None
     regulariser: Float[Array, ""]
     at_places: Float[Array, "B P D"]
     watched: dict[str, Array] | None = None
@@ -75,23 +78,36 @@ class Latents(NamedTuple):
 class Predictor(nn.Module):
     """A narrow transformer that predicts tokens from those that are seen.
 
-    config: of its layers. width: of the encoder's tokens. tokens: how many mask tokens it has.
+    config: of its layers. width: of the encoder's tokens, of each of its levels. tokens: how many
+    mask tokens it has. seen_too: whether it also predicts the tokens that are seen.
     """
 
     config: ModelConfig
     width: int
     tokens: int
+    levels: int
+    seen_too: bool
 
     @nn.compact
-    def __call__(self, x: NewGrid, seen: Places, wanted: Wanted, token: int) -> Tokens:
-        """x: the encoder's tokens. token: the number of the mask token."""
+    def __call__(
+        self, x: Levels, seen: Places, wanted: Wanted, token: int
+    ) -> tuple[Tokens, Tokens | None]:
+        """Returns what it predicts of the wanted tokens, and of those that are seen.
+
+        x: the encoder's tokens. token: the number of the mask token.
+        """
         config = self.config
+        if self.levels > 1:
+            x = Dense((self.width,), config.dtype, name="fuse")(x)
+            x = nn.gelu(x, approximate=False)
         x = Dense((config.width,), config.dtype, name="narrow")(x)
         shape = (self.tokens, config.width)
         mask_tokens = self.param("mask_tokens", nn.initializers.zeros, shape)
         layers = Stage(config, 0, name="stage")
-        x = hidden_tokens(layers, x, mask_tokens[token], seen, wanted)
-        return nn.Dense(self.width, dtype=jnp.float32, name="widen")(x)
+        of_seen, of_wanted = with_hidden(layers, x, mask_tokens[token], seen, wanted)
+        wide = partial(nn.Dense, self.levels * self.width, dtype=jnp.float32)
+        predicted = wide(name="widen")(of_wanted)
+        return predicted, wide(name="widen_seen")(of_seen) if self.seen_too else None
 
 
 class JointEmbedding(nn.Module):
@@ -99,7 +115,8 @@ class JointEmbedding(nn.Module):
 
     config: of the encoder. predictor_config: of the predictor's layers. counts: of the tokens that
     are seen and predicted, by mask. tokens: how many mask tokens there are. token: the number, from
-    1, of the one that all masks use; 0: each has its own.
+    1, of the one that all masks use; 0: each has its own. levels: of the encoder, which are
+    predicted. context: the weight of the error of tokens that are seen.
     """
 
     config: ModelConfig
@@ -107,22 +124,40 @@ class JointEmbedding(nn.Module):
     counts: tuple[Counts, ...]
     tokens: int
     token: int
+    levels: int
+    context: Strength
 
     def setup(self) -> None:
-        self.encoder = ViViT(self.config)
-        self.predictor = Predictor(self.predictor_config, self.config.width, self.tokens)
+        config, seen_too = self.config, not is_off(self.context)
+        self.encoder = ViViT(config)
+        self.predictor = Predictor(
+            self.predictor_config, config.width, self.tokens, self.levels, seen_too
+        )
+        norm = partial(nn.LayerNorm, config.norm_epsilon, dtype=jnp.float32)
+        self.norms = [norm(name=f"norm_{i}") for i in range(self.levels - 1)]
 
-    def __call__(self, clips: Clips, *places: Array) -> tuple[Tokens, ...]:
-        """places: the tokens that are seen and those predicted, of each mask in turn."""
+    def __call__(self, clips: Clips, *places: Array) -> list[tuple[Tokens, Tokens | None]]:
+        """Returns of each mask what is predicted of the wanted tokens, and of those seen.
+
+        places: the tokens that are seen and those predicted, of each mask in turn.
+        """
         predicted = []
         for i, (seen, wanted) in enumerate(zip(places[::2], places[1::2], strict=True)):
-            tokens = self.encoder.encode(clips, seen)
             number = self.token - 1 if self.token else i % self.tokens
-            predicted.append(self.predictor(tokens, seen, wanted, number))
-        return tuple(predicted)
+            predicted.append(self.predictor(self.levels_of(clips, seen), seen, wanted, number))
+        return predicted
 
     def encode(self, clips: Clips) -> NewGrid:
         return self.encoder.encode(clips)
+
+    def levels_of(self, clips: Clips, places: Places | None = None) -> Levels:
+        """Returns the tokens of all levels, normed, side by side."""
+        tokens = self.encoder.encode(clips, places, self.levels)
+        if not self.norms:
+            return tokens
+        *parts, last = jnp.split(tokens, self.levels, axis=-1)
+        normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
+        return jnp.concatenate([*normed, last], axis=-1)
 
     @nn.nowrap
     def example(self) -> tuple[Array, ...]:
@@ -156,6 +191,8 @@ class Jepa(Pretraining):
         mlp_ratio: float = 4.0,
         mask_tokens: int = 1,
         mask_token: int = 0,
+        levels: int = 1,
+        context: float = 0.0,
         target: str = "averaged",
         regulariser: str = "none",
         probe: str = "",
@@ -165,6 +202,11 @@ class Jepa(Pretraining):
         width, depth, heads, mlp_ratio: of the predictor; its MLPs have mlp_ratio * width channels.
         mask_tokens: how many there are; mask i uses token i, from the start again if there are
         fewer tokens than masks. mask_token: the number, from 1, of the token that all use instead.
+        levels: how many depths of the encoder are predicted, after equal parts of its layers, each
+        normed; above 1 an MLP fuses them for the predictor (2603.14482, "deep self-supervision").
+        context: the weight of the error of tokens that are seen, each by one over the root of its
+        distance in tokens to the nearest that is predicted (2603.14482, "dense predictive loss");
+        train.ramps may change it.
         target: a name of TARGETS, the parameters that make the targets: "averaged" by
         train.average_decay; "stopped", those that are trained, without a gradient; or "trained",
         with one, whose features collapse without a regulariser.
@@ -187,12 +229,22 @@ class Jepa(Pretraining):
         sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
         self._predictor = partial(narrow_layers, **sizes, norm=True)
         self._tokens: dict[str, Any] = {"tokens": mask_tokens, "token": mask_token}
+        if context < 0:
+            raise ValueError(f"task jepa: {context=} is a weight of at least 0")
+        self._levels, self._context = levels, context
+        self.strengths = ("context",) if context else ()
 
     def network(self, model: ViViT) -> JointEmbedding:
         config = model.config
         self.check_model(config)
+        if config.stages[-1].depth % self._levels:
+            raise ValueError(
+                f"task jepa: levels={self._levels} does not divide the {config.stages[-1].depth} "
+                "layers of the encoder"
+            )
         counts = tuple(mask.counts(config.grid) for mask in self.masks)
-        return JointEmbedding(config, self._predictor(config), counts, **self._tokens)
+        of_seen: dict[str, Any] = {"levels": self._levels, "context": self._context}
+        return JointEmbedding(config, self._predictor(config), counts, **self._tokens, **of_seen)
 
     def prepare(self, network: Network, batch: Batch, key: Array) -> Batch:
         """Adds the tokens "seen_I" and "wanted_I" of each clip by mask I."""
@@ -211,15 +263,29 @@ class Jepa(Pretraining):
     def outputs(
         self, network: Network, params: Any, batch: Batch, *, teacher: Any, rngs: Any = None
     ) -> Latents:
-        predicted: Any = network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
+        assert isinstance(network, JointEmbedding)
+        predictions: Any = network.apply({"params": params}, *self.inputs(batch), rngs=rngs)
+        of_wanted, of_seen = zip(*predictions, strict=True)
         of_targets = {"params": self._target.choose(params, teacher)}
-        tokens: Any = network.apply(of_targets, batch["clips"], method="encode")
+        tokens: Any = network.apply(of_targets, batch["clips"], method="levels_of")
         flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-        wanted = (batch[f"wanted_{i}"] for i in range(len(self.masks)))
-        target = tuple(normalised(picked(flat, places)) for places in wanted)
+        wanted = [batch[f"wanted_{i}"] for i in range(len(self.masks))]
+        target = tuple(normalised(picked(flat, places), self._levels) for places in wanted)
+        errors = None
+        if self._context:
+            seen = [batch[f"seen_{i}"].reshape(len(flat), -1) for i in range(len(self.masks))]
+            targets_of_seen = [normalised(picked(flat, places), self._levels) for places in seen]
+            near = [nearness(*pair, network.config.grid) for pair in zip(seen, wanted, strict=True)]
+            errors = network.context * _mean_error(of_seen, targets_of_seen, near)
         key = jax.random.fold_in(jax.random.key(0), batch["indices"][0])
-        added = self._regulariser(tokens.mean(axis=(1, 2)), batch["valid"], key)
-        return Latents(predicted, target, added, at_places(tokens))
+        last = tokens[..., -network.config.width :]
+        added = self._regulariser(last.mean(axis=(1, 2)), batch["valid"], key)
+        return Latents(of_wanted, target, errors, added, at_places(tokens, self._levels))
+
+    def more_multiply_adds(self, network: Network) -> int:
+        clips = jax.eval_shape(network.example)[:1]
+        passes = 3 if self._target.trained else 1
+        return passes * count_multiply_adds(network, "levels_of", inputs=clips)
 
     def kept(self, outputs: Latents) -> dict[str, Array]:
         return {**super().kept(outputs), "targets": outputs.at_places}
@@ -236,13 +302,17 @@ class Jepa(Pretraining):
     def losses(
         self, outputs: Latents, batch: Batch, *, label_smoothing: Strength = 0.0
     ) -> list[Values]:
-        """Returns the mean absolute error of each clip, the mean over the masks, and the term of
-        the batch."""
-        weight = self._regulariser.weight
-        return [(1 - weight) * self._errors(outputs) + weight * outputs.regulariser]
+        """Returns the mean absolute error of each clip, the mean over the masks, that of tokens
+        that are seen, and the term of the batch."""
+        weight, errors = self._regulariser.weight, _mean_error(outputs.predicted, outputs.target)
+        if outputs.of_seen is not None:
+            errors = errors + outputs.of_seen
+        return [(1 - weight) * errors + weight * outputs.regulariser]
 
     def sums(self, losses: list[Values], outputs: Latents, batch: Batch) -> Sums:
-        values = {"loss": losses[0], "error": self._errors(outputs)}
+        values = {"loss": losses[0], "error": _mean_error(outputs.predicted, outputs.target)}
+        if outputs.of_seen is not None:
+            values["context_loss"] = outputs.of_seen
         return weighted_sums(values, batch["valid"])
 
     def whole_metrics(
@@ -256,7 +326,26 @@ class Jepa(Pretraining):
         found = {"constant_error": constant, "explained": explained}
         return {**super().whole_metrics(rows, means), **found}
 
-    def _errors(self, outputs: Latents) -> Values:
-        pairs = zip(outputs.predicted, outputs.target, strict=True)
-        errors = [jnp.abs(z - h).mean(axis=(1, 2)) for z, h in pairs]
-        return jnp.mean(jnp.stack(errors), axis=0)
+
+def _mean_error(
+    predicted: Sequence[Array], target: Sequence[Array], weights: Sequence[Array] | None = None
+) -> Values:
+    """Returns the mean absolute error of each clip, the mean over the masks.
+
+    predicted, target: tokens [B, M, D] of each mask. weights: [B, M] of each mask.
+    """
+    errors = [jnp.abs(z - h).mean(axis=2) for z, h in zip(predicted, target, strict=True)]
+    if weights is not None:
+        errors = [error * weight for error, weight in zip(errors, weights, strict=True)]
+    return jnp.mean(jnp.stack([error.mean(axis=1) for error in errors]), axis=0)
+
+
+def nearness(
+    places: Int[Array, "B N"], others: Int[Array, "B M"], grid: GridShape
+) -> Float[Array, "B N"]:
+    """Returns one over the root of each place's distance to the nearest of others, which is
+    Euclidean over (t, y, x), in tokens, and counts as 1 at least."""
+    at = lambda x: jnp.stack(jnp.unravel_index(x, grid), axis=-1).astype(jnp.float32)
+    between = at(places)[:, :, None] - at(others)[:, None]
+    squared = (between**2).sum(axis=-1).min(axis=2)
+    return jnp.maximum(squared, 1.0) ** -0.25

@@ -22,7 +22,7 @@ from vivit.model.stage import Stage
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
 from vivit.pretraining.masks import MASKS, Counts, Wanted, hidden_from
-from vivit.pretraining.objective import Pretraining, hidden_tokens, narrow_layers, with_layers
+from vivit.pretraining.objective import Pretraining, narrow_layers, with_hidden, with_layers
 from vivit.pretraining.pictures import (
     GREY,
     Frames,
@@ -71,7 +71,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __call__(self, clips: Clips, seen: Places, wanted: Wanted) -> Pixels:
         x = self.narrow(self.encoder.encode(clips, seen))
-        x = hidden_tokens(self.decoder, x, self.mask_token, seen, wanted)
+        _, x = with_hidden(self.decoder, x, self.mask_token, seen, wanted)
         return self.pixels(self.norm(x))
 
     def encode(self, clips: Clips) -> NewGrid:

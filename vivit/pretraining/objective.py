@@ -152,16 +152,17 @@ def narrow_layers(
     return resolve(replace(encoder.settings, **NOT_TAKEN, **sizes, stages=(stage,)))
 
 
-def hidden_tokens(
+def with_hidden(
     layers: Stage, x: NewGrid, token: Float[Array, " D"], seen: Places, wanted: Wanted
-) -> Float[Array, "B M D"]:
-    """Returns what narrow layers make of a mask token at each wanted place, next to the tokens that
-    are seen."""
+) -> tuple[Float[Array, "B N D"], Float[Array, "B M D"]]:
+    """Returns what narrow layers make of the tokens that are seen, and of a mask token at each
+    wanted place next to them."""
     x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
     hidden = jnp.broadcast_to(token, (*wanted.shape, x.shape[-1]))[:, None]
     places = jnp.concatenate([seen.reshape(*x.shape[:3]), wanted[:, None]], axis=2)
     x = jnp.concatenate([x, hidden.astype(x.dtype)], axis=2)
-    return layers(x, places, pool=False)[:, 0, -wanted.shape[1] :]
+    made = layers(x, places, pool=False)[:, 0]
+    return made[:, : -wanted.shape[1]], made[:, -wanted.shape[1] :]
 
 
 def with_layers(layers: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
@@ -171,19 +172,20 @@ def with_layers(layers: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     return resolve(replace(layers.settings, **taken))
 
 
-def normalised(tokens: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Returns tokens with mean 0 and variance 1 over the channels, by an epsilon of 1e-5: the
-    targets of V-JEPA."""
-    tokens = tokens.astype(jnp.float32)
-    centred = tokens - tokens.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+def normalised(tokens: Float[Array, "*B D"], levels: int = 1) -> Float[Array, "*B D"]:
+    """Returns tokens with mean 0 and variance 1 over the channels of each level, by an epsilon of
+    1e-5: the targets of V-JEPA."""
+    x = tokens.astype(jnp.float32).reshape(*tokens.shape[:-1], levels, -1)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    return scaled.reshape(tokens.shape)
 
 
-def at_places(tokens: Grid) -> Float[Array, "B P D"]:
+def at_places(tokens: Grid, levels: int = 1) -> Float[Array, "B P D"]:
     """Returns the normalised tokens of a few places of clips, evenly over the grid."""
     flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
     at = ((np.arange(PLACES) + 0.5) * flat.shape[1] / PLACES).astype(int)
-    return normalised(flat[:, np.unique(at)])
+    return normalised(flat[:, np.unique(at)], levels)
 
 
 def with_encoder(params: Any, encoder: Any, around: Mapping[str, Any]) -> Any:

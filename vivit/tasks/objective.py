@@ -43,6 +43,7 @@ class Objective(ABC):
         mixture of the losses.
     averages: whether it learns from the averaged parameters, which are then needed.
     over_batch: whether the loss of a clip depends on the other clips of its batch.
+    strengths: fields of its network that train.ramps may change.
     """
 
     heads: tuple[Head, ...] = ()
@@ -50,6 +51,7 @@ class Objective(ABC):
     mixes: ClassVar[bool] = False
     averages: bool = False
     over_batch: bool = False
+    strengths: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,6 +106,11 @@ class Objective(ABC):
     def evaluated(self, network: Network, params: Any, batch: Batch) -> Any:
         """Returns the outputs for an evaluation: those, and what else `kept` keeps."""
         return self.outputs(network, params, batch, teacher=params)
+
+    def more_multiply_adds(self, network: Network) -> int:
+        """Returns the multiply-adds of one clip in a training step beside those of a forward and a
+        backward pass of the network."""
+        return 0
 
     # The loss and the metrics.
 
