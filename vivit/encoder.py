@@ -1,6 +1,7 @@
 """A frozen encoder: features of the clips of a data set, from a run, from weights, or at random."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from jaxtyping import Array
 from vivit.data.pipeline import eval_batches
 from vivit.data.settings import DataSettings, ViewsSettings
 from vivit.data.sources import open_split
-from vivit.data.split import Split
+from vivit.data.split import SomeClips, Split
 from vivit.data.views import make_views
 from vivit.evaluate import collect, model_for_devices, parse_views
 from vivit.model.settings import ModelSettings
@@ -23,12 +24,15 @@ from vivit.objective import Sums
 from vivit.parallel import Parallel, make_parallel_for_inference
 from vivit.pretrained.files import flat_params
 from vivit.pretrained.runs import content_hash
+from vivit.pretraining.probes import KeptTokens
 from vivit.records import record
 from vivit.registry import Registry
 from vivit.run import Run, build_for_inference
 from vivit.settings import Config
 from vivit.step import make_eval_step
 from vivit.tasks.objective import Objective
+
+AT_ONCE = 2**29  # bytes of tokens that are encoded before a probe gets them
 
 # Name -> (model, variables, clips [B, F, H, W, 3]) -> features [B, ...].
 KINDS: Registry[Any] = Registry("kind of features")
@@ -121,11 +125,44 @@ class Encoder:
             rows |= {kind: rows[kind][:, None] for kind in kinds}
         return {name: rows[name] for name in (*kinds, "indices")}
 
+    def tokens(self, split: Split, views: str = "1x1") -> "ReadTokens":
+        """Returns the tokens of all clips of a split in V views, encoded when they are needed."""
+        count = parse_views(views)
+        seen = jax.eval_shape(
+            lambda x: KINDS["token"](self.model, {"params": x}, *self.model.example()), self.params
+        )
+        shape = (len(split), count["temporal"] * count["spatial"], *seen.shape[1:])
+        return ReadTokens(self, split, views, shape)
+
     def _make_step(self, split: Split, kinds: Sequence[str], views: ViewsSettings) -> Any:
         _, height, width = self.model.config.clip
         stacked = lambda outputs, _: jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
         cut = make_views(views, split, (height, width), average=stacked)
         return self.parallel.evaluate(make_eval_step(self.model, Reading(kinds), predict_views=cut))
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """The tokens of the clips of a split, which are read and encoded anew each time, so that few of
+    them are in memory. `vivit.pretraining.probes.Tokens`."""
+
+    encoder: Encoder
+    split: Split
+    views: str
+    shape: tuple[int, ...]
+
+    def batches(self, order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        of_clip = 4 * math.prod(self.shape[1:])
+        several = max(1, AT_ONCE // (of_clip * size)) * size
+        for start in range(0, len(order), several):
+            numbers = tuple(order[start : start + several].tolist())
+            part = replace(self.split, reader=SomeClips(self.split.reader, numbers))
+            rows = self.encoder.read(part, ("token",), views=self.views)
+            if len(rows["token"]) < len(numbers):
+                missing = set(range(len(numbers))) - set(rows["indices"].astype(int).tolist())
+                name = part.reader.name(min(missing))
+                raise ValueError(f"{name} could be read before, and cannot be read now")
+            yield from KeptTokens(rows["token"]).batches(np.arange(len(numbers)), size)
 
 
 def encoder_of_run(run: Run) -> Encoder:

@@ -71,6 +71,7 @@ def write_features(
     require_shared(folder / ABOUT)
     clips = _clips_of_part(about, encoder.data.batch_size)
     for name, split in opened.items():
+        on_first(partial(_claim_split, folder / name, split))
         starts = range(0, len(split), clips)
         for i, start in enumerate(starts):
             path = folder / name / f"part_{i:05d}.{form}"
@@ -120,6 +121,18 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     if folder.exists() and any(p for p in folder.iterdir() if p.name != ".lock"):
         raise ValueError(f"{folder} has other files; name a new folder")
     write_json(path, {**about, "vivit": vivit.__version__})
+
+
+def _claim_split(folder: Path, split: Split) -> None:
+    """Makes a folder that of a split. Raises ValueError if it has features of other clips."""
+    path = folder / "clips.json"
+    if not path.exists():
+        write_json(path, {"digest": split.digest})
+    elif read_json(path)["digest"] != split.digest:
+        raise ValueError(
+            f"{folder} has features of other clips: the data of split {split.split!r} have changed "
+            "since; name a new folder"
+        )
 
 
 def _write_part(

@@ -7,6 +7,7 @@ is probed too, as a baseline.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ import numpy as np
 import vivit.pretraining.attentive  # noqa: F401 registers a probe
 from vivit.cli import make_parser, run_command, show_log
 from vivit.config import parse
-from vivit.data.split import Split, find_classes, some_numbers
+from vivit.data.split import SomeClips, Split, find_classes, some_numbers
 from vivit.encoder import Encoder
 from vivit.features import FeatureFolder, add_encoder_arguments, chosen_encoder
 from vivit.io import read_json, write_json
-from vivit.pretraining.probes import PROBES, Features, Probe, fit
+from vivit.pretraining.probes import PROBES, Features, KeptTokens, Probe, fit
 from vivit.run import Run
 
 DEFAULT = ("linear", "knn")
@@ -35,31 +36,41 @@ def probe(
     views: str = "1x1",
     splits: Sequence[str] = (),
     random_seed: int = 0,
+    stream: bool = False,
 ) -> Tables:
     """Returns "trained" and "random SEED" -> name of a probe -> its accuracies.
 
     clips: how many labelled clips of the training split the probes get, 0 for all. views: of the
     validation and test clips, such as "4x3". splits: to fit to, to choose by and to test on; those
-    of the config and "test" if there are none. Raises ValueError for a label that the data lack.
+    of the config and "test" if there are none. stream: reads and encodes the clips anew whenever a
+    probe needs their tokens, which are otherwise held in memory.
+
+    Raises ValueError for a label that the data lack, and for more tokens than fit into memory.
     """
     names = splits or (*encoder.data.splits[:2], "test")
     first, *held_out = (encoder.open(name) for name in names)
     opened = [first.some(clips), *held_out]
     labels = [_classes_of(split, label) for split in opened]
     tokens = any(PROBES[name].tokens for name in probes)
-    if tokens:
+    if tokens and not stream:
         _check_memory(encoder, opened, views)
     tables = {}
     for name, which in (
         ("trained", encoder),
         (f"random {random_seed}", encoder.with_random_parameters(random_seed)),
     ):
-        kinds = ("clip", "token") if tokens else ("clip",)
+        kinds = ("clip", "token") if tokens and not stream else ("clip",)
         features = []
         for i, (split, of_clips) in enumerate(zip(opened, labels, strict=True)):
-            rows = which.read(split, kinds, views=views if i else "1x1")
-            known = of_clips[rows["indices"].astype(int)]
-            features.append(Features(rows["clip"].astype(np.float64), known, rows.get("token")))
+            of_split = views if i else "1x1"
+            rows = which.read(split, kinds, views=of_split)
+            numbers = rows["indices"].astype(int)
+            found = KeptTokens(rows["token"]) if "token" in rows else None
+            if tokens and stream:  # of the clips that can be read
+                readable = SomeClips(split.reader, tuple(numbers.tolist()))
+                found = which.tokens(replace(split, reader=readable), of_split)
+            values = rows["clip"].astype(np.float64)
+            features.append(Features(values, of_clips[numbers], found))
         tables[name] = {kind: fit(kind, *features) for kind in probes}
     return tables
 
@@ -94,9 +105,9 @@ def _of_folder(
         if clips and not i:
             chosen = list(some_numbers(len(classes), clips, of=f"split {split!r}"))
             values, classes = values[chosen], classes[chosen]
-        tokens = values if values.ndim > 3 else None
+        tokens = KeptTokens(values) if values.ndim > 3 else None
         if tokens is not None:  # what a head would get of them is taken to be their mean
-            values = tokens.astype(np.float64).mean(axis=(2, 3))
+            values = values.astype(np.float64).mean(axis=(2, 3))
         found.append(Features(values.astype(np.float64), classes, tokens))
     return found
 
@@ -135,8 +146,8 @@ def _check_memory(encoder: Encoder, splits: Sequence[Split], views: str) -> None
     size = (count + held_out) * int(np.prod(config.grid)) * config.width * 4
     if size > MEMORY:
         raise ValueError(
-            f"the tokens of all clips take {size / 1e9:.0f} GB; give fewer --clips, or train a "
-            "head on the frozen encoder with vivit.train and optim.freeze"
+            f"the tokens of all clips take {size / 1e9:.0f} GB; give fewer --clips, or --stream to "
+            "encode them anew in each epoch"
         )
 
 
@@ -168,6 +179,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--random-seed", type=int, default=0, help="of the model with random parameters (0)"
     )
+    parser.add_argument(
+        "--stream", action="store_true",
+        help="encode clips anew in each epoch of a probe of tokens, which memory need not hold",
+    )  # fmt: skip
     show_log()
     arguments, config = parse(parser, argv)
     common = {"label": arguments.label, "clips": arguments.clips, "probes": arguments.probes}
@@ -175,13 +190,15 @@ def main(argv: list[str] | None = None) -> None:
     if len(splits) not in (0, 3):
         raise ValueError(f"--splits={arguments.splits} must be three: to fit, to choose, to test")
     if arguments.features:
+        if arguments.stream:
+            raise ValueError("--stream encodes clips, and --features has no encoder")
         folders = {folder: FeatureFolder(Path(folder)) for folder in arguments.features}
         splits = splits or ["train", "validation", "test"]
         tables = probe_folders(folders, splits=splits, **common)
         show(tables, arguments.probes)
         return
     encoder = chosen_encoder(arguments, config)
-    common |= {"views": arguments.views, "splits": splits}
+    common |= {"views": arguments.views, "splits": splits, "stream": arguments.stream}
     tables = probe(encoder, random_seed=arguments.random_seed, **common)
     show(tables, arguments.probes)
     if arguments.workdir:

@@ -1,5 +1,6 @@
 """Probes of frozen features."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tests.conftest import ROOT
 from tests.pretraining.test_mae import config_of
-from vivit.encoder import encoder_of_run
+from vivit.encoder import Encoder, encoder_of_run
 from vivit.features import FeatureFolder, write_features
 from vivit.features import main as features_main
 from vivit.pretrained import export
@@ -17,6 +18,7 @@ from vivit.pretraining.attentive import attentive, attentive_head
 from vivit.pretraining.probes import (
     PROBES,
     Features,
+    KeptTokens,
     ProbeKind,
     Rows,
     Training,
@@ -102,9 +104,10 @@ def test_an_attentive_probe_learns_which_token_counts():
         return found, classes
 
     (train_tokens, classes), (test, expected) = tokens(400), tokens(100)
-    training = Training(Rows(train_tokens.mean(axis=(1, 2)), train_tokens), classes, 3)
+    rows = lambda x: Rows(x.mean(axis=(1, 2)), (KeptTokens(x[:, None]),))
+    training = Training(rows(train_tokens), classes, 3)
     options = {"blocks": 1, "heads": 2, "rates": (3e-2, 1e-12), "decays": (0.01,)}
-    found = attentive(training, Rows(test.mean(axis=(1, 2)), test), **options)
+    found = attentive(training, rows(test), **options)
     right = {k: (v.argmax(axis=1) == expected).mean() for k, v in found.items()}
     assert right["rate 0.03, decay 0.01"] > 0.95
     assert right["rate 1e-12, decay 0.01"] < 0.7  # the grid's rates are those of the heads
@@ -128,6 +131,27 @@ def test_a_run_is_probed_next_to_random_parameters(tiny_run, capsys):
     # Parameters that are random make both rows alike.
     same = probe(encoder.with_random_parameters(0), label="digit", clips=20)
     assert same["trained"] == same["random 0"] == again["random 0"]
+
+
+def test_tokens_that_are_encoded_anew_are_those_in_memory(tiny_run, monkeypatch):
+    encoder = encoder_of_run(Run(tiny_run, "latest"))
+    options = {"label": "digit", "clips": 20, "views": "1x1"}
+    kind = "attentive(blocks=1, heads=2, epochs=3, batch=8, rates=(1e-2,), decays=(0.1,))"
+    kept = probe(encoder, probes=[kind], **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("vivit.encoder.AT_ONCE", 2**10)
+        patch.setattr("vivit.probe.MEMORY", 0)
+        with pytest.raises(ValueError, match="give fewer --clips, or --stream to encode them"):
+            probe(encoder, probes=[kind], **options)
+        assert probe(encoder, probes=[kind], stream=True, **options) == kept
+    tokens = encoder.tokens(encoder.open("test"))
+    order = np.array([3, 0, 2])
+    expected = encoder.read(encoder.open("test"), ("token",))["token"]
+    first, second = tokens.batches(order, 2)
+    np.testing.assert_allclose(np.concatenate([first, second]), expected[order], atol=1e-6)
+    assert tokens.shape == expected.shape
+    with pytest.raises(ValueError, match="--stream encodes clips, and --features has no encoder"):
+        main(["--features", "folder", "--label=motion", "--stream"])
 
 
 def test_what_cannot_be_probed_is_refused(tiny_run):
@@ -192,6 +216,11 @@ def test_features_resume_and_are_not_mixed(tiny_run, folder, monkeypatch, tmp_pa
     np.testing.assert_array_equal(ours[1], expected[1])
     with pytest.raises(ValueError, match="has features of another encoder; name a new folder"):
         write_features(encoder.with_random_parameters(0), out, splits=["train"])
+    other = dataclasses.replace(encoder.open("train"), digest="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "open", lambda self, split: other)
+        with pytest.raises(ValueError, match="of other clips: the data of split 'train' have"):
+            write_features(encoder, out, splits=["train"])
     with pytest.raises(ValueError, match="no features of the whole split 'test'; it has .*: train"):
         FeatureFolder(out).read("test", "digit")
     with pytest.raises(ValueError, match="has no label 'colour'; it has: motion, digit"):

@@ -17,7 +17,7 @@ from vivit.model.settings import ModelSettings, StageSettings
 from vivit.model.stage import Stage
 from vivit.pretraining.probes import Rows, Scores, Training, probe_kind
 
-SCORED = 256  # rows at a time
+SCORED = 64  # clips at a time
 
 
 class AttentiveHead(nn.Module):
@@ -68,14 +68,12 @@ def attentive(
     """V-JEPA 2's probe (2506.09985, section 4; released code): `blocks` of which the last is one
     query's cross-attention and the others are self-attention, for each learning rate and weight
     decay, all trained at once by AdamW with a cosine to 0."""
-    tokens, known = others.tokens, train.rows.tokens
-    assert tokens is not None
-    assert known is not None
-    steps, space, width = known.shape[1:]
+    (known,) = train.rows.tokens
+    clips, _, steps, space, width = known.shape
     head = attentive_head((steps, space, width), train.count, blocks=blocks, heads=heads)
     grid = list(itertools.product(rates, decays))
     rate, decay = (jnp.array(x) for x in zip(*grid, strict=True))
-    drawn = head.init(jax.random.key(0), jnp.asarray(known[:1]))["params"]
+    drawn = head.init(jax.random.key(0), jnp.zeros((1, steps, space, width)))["params"]
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(grid), *x.shape)), drawn)
     adam = optax.scale_by_adam()
     state = adam.init(params)
@@ -93,21 +91,17 @@ def attentive(
         move = lambda p, u: p - scale * wide(rate, p) * (u + wide(decay, p) * p)
         return jax.tree.map(move, params, updates), state
 
-    count, rng = len(known), np.random.default_rng(0)
-    batch = min(batch, count)
-    total = epochs * (count // batch)
-    numbers = (order for _ in range(epochs) for order in _batches(rng.permutation(count), batch))
-    for i, chosen in enumerate(numbers):
+    rng, batch = np.random.default_rng(0), min(batch, clips)
+    whole = clips // batch * batch  # the last batch of an epoch is left out if it is smaller
+    order = np.concatenate([rng.permutation(clips)[:whole] for _ in range(epochs)])
+    total = len(order) // batch
+    classes = train.classes[order].reshape(total, batch)
+    for i, (x, y) in enumerate(zip(known.batches(order, batch), classes, strict=True)):
         scale = jnp.float32(0.5 * (1 + np.cos(np.pi * i / total)))
-        x, y = jnp.asarray(known[chosen]), jnp.asarray(train.classes[chosen])
-        params, state = step(params, state, x, y, scale)
+        params, state = step(params, state, jnp.asarray(x[:, 0]), jnp.asarray(y), scale)
     score = jax.jit(lambda params, x: jax.nn.softmax(logits(params, x)))
-    found = [score(params, jnp.asarray(tokens[i : i + SCORED]))
-             for i in range(0, len(tokens), SCORED)]  # fmt: skip
+    found = [np.asarray(score(params, jnp.asarray(x.reshape(-1, steps, space, width))))
+             for part in others.tokens
+             for x in part.batches(np.arange(part.shape[0]), SCORED)]  # fmt: skip
     scores = np.concatenate(found, axis=1)
     return {f"rate {a:g}, decay {b:g}": x for (a, b), x in zip(grid, scores, strict=True)}
-
-
-def _batches(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """Returns whole batches of an order of clips."""
-    return list(order[: len(order) // size * size].reshape(-1, size))

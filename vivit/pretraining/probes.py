@@ -1,8 +1,8 @@
 """Probes: what frozen features of clips say of a label. Those here need no JAX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,23 +12,50 @@ from vivit.registry import OptionRegistry, Options, options_of
 Scores = Float[np.ndarray, "N classes"]
 
 
+@runtime_checkable
+class Tokens(Protocol):
+    """The tokens of clips in V views each. shape: (N, V, T, S, D)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def batches(
+        self, order: Int[np.ndarray, " M"], size: int
+    ) -> Iterator[Shaped[np.ndarray, "n V T S k"]]:
+        """Yields the tokens of these clips, `size` clips at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Tokens in memory."""
+
+    values: Shaped[np.ndarray, "N V T S k"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def batches(self, order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(order), size):
+            yield self.values[order[start : start + size]]
+
+
 class Features(NamedTuple):
     """Features of clips in V views each, and the clips' classes.
 
-    values: what a head would get. tokens: of the encoder, [N, V, T, S, D], for the probes that need
-    them.
+    values: what a head would get. tokens: of the encoder, for the probes that need them.
     """
 
     values: Float[np.ndarray, "N V D"]
     classes: Int[np.ndarray, " N"]
-    tokens: Shaped[np.ndarray, "N V T S k"] | None = None
+    tokens: Tokens | None = None
 
 
 class Rows(NamedTuple):
-    """Features of single views."""
+    """Features of single views; tokens: those of these rows, one after another."""
 
     values: Float[np.ndarray, "N D"]
-    tokens: Shaped[np.ndarray, "N T S k"] | None
+    tokens: tuple[Tokens, ...] = ()
 
 
 class Training(NamedTuple):
@@ -123,16 +150,13 @@ def fit(name: str, train: Features, validation: Features, test: Features) -> Pro
     """
     kind = PROBES[name]
     count = 1 + max(int(part.classes.max(initial=0)) for part in (train, validation, test))
-    first = Rows(train.values[:, 0], train.tokens if train.tokens is None else train.tokens[:, 0])
+    first = Rows(train.values[:, 0], _tokens(train))
     training = Training(first, train.classes, count)
     right: list[dict[str, float]] = []
-    rows = [_rows(part) for part in (validation, test)]
-    tokens = None
-    if kind.tokens:
-        tokens = np.concatenate([x.tokens for x in rows])  # pyright: ignore
-    both = Rows(np.concatenate([x.values for x in rows]), tokens)
+    values = [x.values.reshape(-1, x.values.shape[2]) for x in (validation, test)]
+    both = Rows(np.concatenate(values), _tokens(validation, test))
     found = kind.scores(training, both, **kind.options)
-    cut = len(rows[0].values)
+    cut = len(values[0])
     for part, numbers in ((validation, slice(0, cut)), (test, slice(cut, None))):
         views = part.values.shape[1]
         by_view = {k: v[numbers].reshape(-1, views, count) for k, v in found.items()}
@@ -143,8 +167,5 @@ def fit(name: str, train: Features, validation: Features, test: Features) -> Pro
     return Probe(best, on_validation[best], on_test[best], max(on_test.values()))
 
 
-def _rows(features: Features) -> Rows:
-    tokens = features.tokens
-    if tokens is not None:
-        tokens = tokens.reshape(-1, *tokens.shape[2:])
-    return Rows(features.values.reshape(-1, features.values.shape[2]), tokens)
+def _tokens(*parts: Features) -> tuple[Tokens, ...]:
+    return tuple(part.tokens for part in parts if part.tokens is not None)
