@@ -79,6 +79,15 @@ def start_from(state: TrainState, params: Params) -> TrainState:
     return replace(state, params=params, averaged=averaged)
 
 
+def go_on(state: TrainState, saved: TrainState) -> TrainState:
+    """Returns a state at its first step with the parameters and the optimiser of a saved one; the
+    schedule of the learning rate begins anew."""
+    begins = lambda x: isinstance(x, optax.ScaleByScheduleState)
+    choose = lambda old, new: new if begins(new) else old
+    opt_state = jax.tree.map(choose, saved.opt_state, state.opt_state, is_leaf=begins)
+    return replace(state, params=saved.params, averaged=saved.averaged, opt_state=opt_state)
+
+
 def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformationExtraArgs,

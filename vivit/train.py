@@ -44,6 +44,7 @@ from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
+from vivit.pretrained.runs import read_state
 from vivit.pretrained.start import load_for_run, take_model
 from vivit.processes import (
     add_process_arguments,
@@ -58,7 +59,7 @@ from vivit.quicktest import quicktest, with_films, write_films
 from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
 from vivit.settings import Config
-from vivit.step import TrainState, make_eval_step, make_init, make_train_step, start_from
+from vivit.step import TrainState, go_on, make_eval_step, make_init, make_train_step, start_from
 from vivit.tasks import make_objective
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,9 @@ def train(
         state = parallel.init(make_state, config.seed)
         if loaded is not None:
             state = start_from(state, task.start(state.params, loaded.params, loaded.around))
+            if config.init.optimizer:
+                path = Path(config.init.path)
+                state = go_on(state, read_state(path, state, checkpoint=config.init.checkpoint))
         folder = Path(workdir)
         report = "" if loaded is None else str(loaded.report)
         on_first(partial(_claim, folder, config, train_split, init_report=report))

@@ -19,6 +19,7 @@ from vivit.config import read_config
 from vivit.cost import count, count_training
 from vivit.metrics_log import MetricsLog
 from vivit.pretrained import load
+from vivit.pretrained.runs import read_state
 from vivit.pretraining.jepa import TARGETS, Jepa, Latents, Target
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.run import Run
@@ -304,6 +305,39 @@ def test_pre_training_resumes_from_encoder_and_predictor(run, tmp_path, data_roo
     wider = RUN[0].replace("width=12", "width=16")
     with pytest.raises(ValueError, match="another decoder or predictor: .* set the options"):
         train(config_of(data_root, *start, wider), tmp_path / "other")
+
+
+def test_a_cool_down_goes_on_with_the_optimiser(run, tmp_path, data_root):
+    """Clips of half the length, and a schedule of its own; moments and averages are the run's."""
+    on = [f"--config.init.path={run}", "--config.init.checkpoint=latest",
+          "--config.init.optimizer=True", "--config.model.clip=(8, 32, 32)",
+          "--config.optim.schedule=constant", "--config.optim.warmup_steps=0",
+          "--config.optim.warmup_fraction=0.0", "--config.train.steps=2"]  # fmt: skip
+    state = train(config_of(data_root, *on), tmp_path / "on")
+    is_kind = lambda x: isinstance(x, (optax.ScaleByAdamState, optax.ScaleByScheduleState))
+    states = filter(is_kind, jax.tree.leaves(state.opt_state, is_leaf=is_kind))
+    counts = {type(x): int(x.count) for x in states}
+    assert counts == {optax.ScaleByAdamState: 8, optax.ScaleByScheduleState: 2}
+    still = [*on, "--config.optim.lr=0.0", "--config.train.average_decay=0.0"]
+    held = train(config_of(data_root, *still), tmp_path / "still")
+    averaged = Run(run, "latest").network_params
+    moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), held.params, averaged)
+    assert max(jax.tree.leaves(moved)) > 1e-5
+    anew = [x for x in still if "init.optimizer" not in x]
+    new = train(config_of(data_root, *anew), tmp_path / "new")
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-7), new.params, averaged)
+
+
+def test_an_optimiser_that_does_not_fit_is_refused(run, tmp_path, data_root):
+    on = [f"--config.init.path={run}", "--config.init.checkpoint=latest",
+          "--config.init.optimizer=True"]  # fmt: skip
+    with pytest.raises(ValueError, match="checkpoint 6 in .* is of another model"):
+        train(config_of(data_root, *on, "--config.optim.name=sgd"), tmp_path / "other")
+    assert not (tmp_path / "other/config.json").exists()
+    with pytest.raises(ValueError, match="init.optimizer=True needs init.path"):
+        config_of(data_root, "--config.init.optimizer=True")
+    with pytest.raises(ValueError, match="is not a run of vivit.train, so it has no optimiser"):
+        read_state(tmp_path, None, checkpoint="latest")
 
 
 @pytest.mark.parametrize(

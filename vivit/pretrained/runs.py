@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax.traverse_util import unflatten_dict
@@ -21,6 +21,8 @@ from vivit.tasks import Classify, make_objective
 
 FORMAT = "vivit"  # in the config.json of a portable folder
 
+State = TypeVar("State")
+
 
 def is_run(path: Path) -> bool:
     """Returns whether a path is a run's folder or one of its checkpoints."""
@@ -35,18 +37,12 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     checkpoint: "best" (the newest, if none has a score), "latest" or a training step. The path may
     be that of a checkpoint, RUN/checkpoints/STEP.
     """
-    if path.parent.name == "checkpoints":
-        path, checkpoint = path.parent.parent, path.name
+    path, checkpoint = _folder_and_checkpoint(path, checkpoint)
     run = read_workdir(path)
     import_modules(run.imports, copies=path / IMPORTS)
     task = make_objective(run.task.name, run.heads)
     with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
-        try:
-            step = checkpoints.resolve(checkpoint)
-        except ValueError as error:
-            if checkpoint != "best" or "score" not in str(error):
-                raise
-            step = checkpoints.resolve("latest")
+        step = _resolve(checkpoints, checkpoint)
         params, around = task.split(checkpoints.read_params(step))
         arrays = flat_params({**params, **({"around": around} if around else {})})
     config = path / "config.json"
@@ -55,6 +51,37 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     kind = {"name": run.task.name, "heads": list(run.heads.items()) if run.task.heads else []}
     described = {**read_json_object(config), "labels": labels, "task": kind}
     return Archive(path, "run", arrays, described, {}, hashes)
+
+
+def read_state(path: Path, like: State, *, checkpoint: str) -> State:
+    """Returns the whole state of a run's checkpoint, placed as `like`.
+
+    Raises ValueError for what is no run, and for a state with other arrays.
+    """
+    if not is_run(path):
+        raise ValueError(f"{path} is not a run of vivit.train, so it has no optimiser to go on by")
+    path, checkpoint = _folder_and_checkpoint(path, checkpoint)
+    run = read_workdir(path)
+    best = make_objective(run.task.name, run.heads).best
+    with Checkpoints(path / "checkpoints", best=best) as checkpoints:
+        return checkpoints.restore(_resolve(checkpoints, checkpoint), like)[0]
+
+
+def _folder_and_checkpoint(path: Path, checkpoint: str) -> tuple[Path, str]:
+    """Returns the folder of a run and the name of a checkpoint, for the path of either."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent, path.name
+    return path, checkpoint
+
+
+def _resolve(checkpoints: Checkpoints, name: str) -> int:
+    """Returns the step of a checkpoint; the newest for "best" if none has a score."""
+    try:
+        return checkpoints.resolve(name)
+    except ValueError as error:
+        if name != "best" or "score" not in str(error):
+            raise
+        return checkpoints.resolve("latest")
 
 
 def content_hash(arrays: Arrays) -> str:

@@ -44,16 +44,21 @@ class InitSettings(LoadOptions):
     model: "from_config", or "from_file": then `config.model` gets the architecture of the file, and
         keeps what a file does not decide: clip, classes, kernel, dtype, scan, remat and dropout.
     allow: fields of the model that may differ from what the weights were trained with.
+    optimizer: of a run of equal parameters: goes on with its optimiser too, and with the parameters
+        that it trained and the averaged ones, each as they are. The schedule begins anew.
     sha256: of every file that was read, as "NAME DIGEST"; filled in when a run starts.
     """
 
     path: str = ""
     model: str = "from_config"
     allow: tuple[str, ...] = ()
+    optimizer: bool = False
     sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.model not in ("from_config", "from_file"):
             raise ValueError(f"init.model={self.model!r} is neither from_config nor from_file")
-        if self.model == "from_file" and not self.path:
-            raise ValueError("init.model='from_file' needs init.path")
+        for given, name in ((self.model == "from_file", "model='from_file'"),
+                            (self.optimizer, "optimizer=True")):  # fmt: skip
+            if given and not self.path:
+                raise ValueError(f"init.{name} needs init.path")
