@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vivit.data.pipeline import eval_batches
 from vivit.data.settings import DataSettings, ViewsSettings
@@ -38,6 +38,23 @@ AT_ONCE = 2**29  # bytes of tokens that are encoded before a probe gets them
 KINDS: Registry[Any] = Registry("kind of features")
 KINDS.add("clip", lambda model, variables, clips: model.apply(variables, clips, method="features"))
 KINDS.add("token", lambda model, variables, clips: model.apply(variables, clips, method="encode"))
+KINDS.add("pixels", lambda model, variables, clips: _flat(_small(clips)))
+KINDS.add("differences", lambda model, variables, clips: _flat(_differences(_small(clips))))
+CELLS = 8  # rows and columns of a frame, for the two kinds without a model
+
+
+def _small(clips: Array) -> Float[Array, "B F Y X"]:
+    """Returns grey frames of CELLS x CELLS pixels, by linear resizing without aliasing."""
+    grey = clips.astype(jnp.float32).mean(axis=-1)
+    return jax.image.resize(grey, (*grey.shape[:2], CELLS, CELLS), "linear")
+
+
+def _differences(frames: Float[Array, "B F Y X"]) -> Float[Array, "B F2 Y X"]:
+    return jnp.abs(jnp.diff(frames, axis=1))
+
+
+def _flat(x: Float[Array, "B F Y X"]) -> Float[Array, "B D"]:
+    return x.reshape(len(x), -1)
 
 
 class Reading(Objective):

@@ -1,8 +1,8 @@
 """python -m vivit.probe --workdir=RUN --label=LABEL: what frozen features say of a label.
 
 Probes are fitted on the features of training clips, their options are chosen on the validation
-split, and the accuracy is that on the test split, once. The same model with random parameters
-is probed too, as a baseline.
+split, and the accuracy is that on the test split, once. The same model with random parameters is
+probed too, and so are the pixels of small frames and their differences, as baselines.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from vivit.pretraining.probes import PROBES, Features, KeptTokens, Probe, fit
 from vivit.run import Run
 
 DEFAULT = ("linear", "knn")
+BASELINES = {"pixels": "pixels", "differences": "frame differences"}  # kind -> row
 MEMORY = 2**34  # bytes of tokens, at most
 Tables = dict[str, dict[str, Probe]]
 
@@ -38,7 +39,8 @@ def probe(
     random_seed: int = 0,
     stream: bool = False,
 ) -> Tables:
-    """Returns "trained" and "random SEED" -> name of a probe -> its accuracies.
+    """Returns "trained", "random SEED", "pixels" and "frame differences" -> name of a probe -> its
+    accuracies. The last two are of grey frames of 8 x 8 pixels, and have no tokens.
 
     clips: how many labelled clips of the training split the probes get, 0 for all. views: of the
     validation and test clips, such as "4x3". splits: to fit to, to choose by and to test on; those
@@ -54,16 +56,17 @@ def probe(
     tokens = any(PROBES[name].tokens for name in probes)
     if tokens and not stream:
         _check_memory(encoder, opened, views)
-    tables = {}
+    tables, baselines = {}, {}
     for name, which in (
         ("trained", encoder),
         (f"random {random_seed}", encoder.with_random_parameters(random_seed)),
     ):
         kinds = ("clip", "token") if tokens and not stream else ("clip",)
-        features = []
+        of_pixels = () if tables else tuple(BASELINES)[: encoder.model.config.clip[0]]
+        features, others = [], {kind: [] for kind in of_pixels}
         for i, (split, of_clips) in enumerate(zip(opened, labels, strict=True)):
             of_split = views if i else "1x1"
-            rows = which.read(split, kinds, views=of_split)
+            rows = which.read(split, (*kinds, *of_pixels), views=of_split)
             numbers = rows["indices"].astype(int)
             found = KeptTokens(rows["token"]) if "token" in rows else None
             if tokens and stream:  # of the clips that can be read
@@ -71,8 +74,13 @@ def probe(
                 found = which.tokens(replace(split, reader=readable), of_split)
             values = rows["clip"].astype(np.float64)
             features.append(Features(values, of_clips[numbers], found))
+            for kind in of_pixels:
+                others[kind].append(Features(rows[kind].astype(np.float64), of_clips[numbers]))
         tables[name] = {kind: fit(kind, *features) for kind in probes}
-    return tables
+        without = [kind for kind in probes if not PROBES[kind].tokens]
+        baselines |= {BASELINES[of]: {kind: fit(kind, *parts) for kind in without}
+                      for of, parts in others.items() if without}  # fmt: skip
+    return tables | baselines
 
 
 def probe_folders(
@@ -211,7 +219,7 @@ def show(tables: Tables, probes: Sequence[str]) -> None:
     width = max(map(len, tables))
     print(f"{'encoder':{width}}" + "".join(f"{kind.partition('(')[0]:>30}" for kind in probes))
     for name, found in tables.items():
-        cells = [f"{x.test:.2%} ({x.option})" for x in found.values()]
+        cells = [f"{found[k].test:.2%} ({found[k].option})" if k in found else "" for k in probes]
         print(f"{name:{width}}" + "".join(f"{cell:>30}" for cell in cells))
 
 

@@ -20,7 +20,7 @@ from vivit.cost import count, count_training
 from vivit.metrics_log import MetricsLog
 from vivit.pretrained import load
 from vivit.pretrained.runs import read_state
-from vivit.pretraining.jepa import TARGETS, Jepa, Latents, Target
+from vivit.pretraining.jepa import TARGETS, Jepa, JointEmbedding, Latents, Target
 from vivit.pretraining.regularisers import REGULARISERS
 from vivit.run import Run
 from vivit.settings import TrainSettings
@@ -396,19 +396,35 @@ def test_explained_is_zero_for_the_best_constant():
     assert task.whole_metrics(rows, means)["explained"] == pytest.approx(0.0, abs=1e-6)
 
 
+class WithoutPredictor(JointEmbedding):
+    """Predicts the mean of the tokens that are seen, everywhere."""
+
+    def __call__(self, clips, *places):
+        found = []
+        for seen, wanted in zip(places[::2], places[1::2], strict=True):
+            mean = self.encoder.encode(clips, seen).mean(axis=(1, 2))
+            found.append((jnp.tile(mean[:, None], (1, wanted.shape[1], 1)), None))
+        return found
+
+
 @pytest.mark.slow
 def test_collapse_shows_in_what_is_watched(tmp_path, data_root, monkeypatch):
-    """Targets that learn too make features that are alike for all clips, constant targets are
-    explained by a constant, and targets of averaged parameters do neither."""
+    """Targets that learn too, and a mean instead of a predictor, make features that are alike for
+    all clips; constant targets are explained by a constant, and targets of averaged parameters do
+    neither."""
     name = "jepa(masks=('frame(0.5)',), width=12, depth=1, heads=2, target='{}')"
     long = ["--config.train.steps=200", "--config.train.eval_every=200", "--config.optim.lr=3e-3",
             "--config.train.checkpoint_every=200"]  # fmt: skip
     monkeypatch.setattr(TARGETS, "_items", dict(TARGETS._items))
     TARGETS.add("constant", Target(lambda params, _: jax.tree.map(jnp.zeros_like, params)))
     found = {}
-    for kind in ("averaged", "trained", "constant"):
-        override = f"--config.task.name={name.format(kind)}"
-        train(config_of(data_root, override, *long), tmp_path / kind)
+    for kind in ("averaged", "trained", "constant", "without predictor"):
+        target = kind if kind in TARGETS else "stopped"  # without averaging
+        override = f"--config.task.name={name.format(target)}"
+        with monkeypatch.context() as patch:
+            if target == "stopped":
+                patch.setattr("vivit.pretraining.jepa.JointEmbedding", WithoutPredictor)
+            train(config_of(data_root, override, *long), tmp_path / kind)
         lines = (tmp_path / kind / "metrics.jsonl").read_text().splitlines()
         found[kind] = json.loads(lines[-1])
     healthy = found["averaged"]
@@ -418,7 +434,8 @@ def test_collapse_shows_in_what_is_watched(tmp_path, data_root, monkeypatch):
         {k: v[name] for k, v in found.items()}
         for name in ("raw_token_spread", "raw_feature_cosine")
     )
-    assert spread["trained"] < 0.5 * spread["averaged"]
-    assert 1 - cosine["trained"] < 0.5 * (1 - cosine["averaged"])
+    for kind in ("trained", "without predictor"):
+        assert spread[kind] < 0.5 * spread["averaged"]
+        assert 1 - cosine[kind] < 0.5 * (1 - cosine["averaged"])
     assert found["constant"]["raw_constant_error"] < 1e-6
     assert found["constant"]["raw_explained"] == -1
