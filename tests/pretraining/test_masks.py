@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import vivit
+from tests.conftest import ROOT
 from vivit.model.places import check_places, put, take
-from vivit.pretraining.masks import MASKS, mask
+from vivit.pretraining.masks import MASKS, Blocks, first_of, mask
 
 GRID = (4, 4, 6)
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -18,7 +19,7 @@ SEEN = {
     "running_cell": (1, 48),
     "running_cell(0.25)": (1, 72),
     "blocks(2, 0.3)": (4, 9),
-    "blocks_in_order(2, 0.3)": (1, 24),
+    "blocks_in_order(2, 0.3)": (1, 32),
 }
 PREDICTED = {"blocks(2, 0.3)": 32, "blocks_in_order(2, 0.3)": 24}
 MODEL = {
@@ -93,6 +94,24 @@ def test_blocks_hide_rectangles_and_leave_out_at_random():
     assert (last < 4).mean() > 0.65  # the last time steps are left out
     even = MASKS["blocks"](keys, (8, 16, 16)).seen // 256
     assert (even < 4).mean() == 0.5
+
+
+def test_blocks_are_those_of_the_released_code():
+    """The same blocks cover the same places, and a batch is cut to the same tokens."""
+    arrays, grid = np.load(ROOT / "tests/golden/vjepa_masks.npz"), (2, 12, 16)
+    for name, scale in (("short", 0.15), ("long", 0.7)):
+        for batch in range(4):
+            aspect, corners, seen, wanted = (
+                arrays[f"{name}_{batch}_{of}"] for of in ("aspect", "corners", "seen", "wanted")
+            )
+            blocks = Blocks(corners.shape[1], scale, 0.75, 1.5)
+            only = Blocks(1, scale, 0.75, 1.5).cover(aspect, np.zeros((1, 2)), grid).reshape(12, 16)
+            room = np.array(grid[1:]) - (only.any(axis=1).sum(), only.any(axis=0).sum()) + 1
+            covered = blocks.cover(np.full(len(seen), aspect), (corners + 0.5) / room, grid)
+            for i, clip in enumerate(covered):
+                found = first_of(jnp.tile(clip, 2), seen.shape[1], wanted.shape[1])
+                np.testing.assert_array_equal(found[0], seen[i])
+                np.testing.assert_array_equal(found[1], wanted[i])
 
 
 @pytest.mark.parametrize(

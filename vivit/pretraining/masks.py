@@ -6,7 +6,6 @@ A mask is drawn as the numbers of the tokens that are seen, in row-major order o
 all clips of a batch have equally many.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -180,7 +179,7 @@ class Blocks(NamedTuple):
         where a block fits.
         """
         _, rows, columns = grid
-        area = self.scale * rows * columns
+        area = int(rows * columns * self.scale)  # whole places, as in the released code
         sides = [(area * aspect) ** 0.5, (area / aspect) ** 0.5]
         h, w = (
             (side + 0.5).astype(int).clip(1, most)[..., None]
@@ -265,11 +264,18 @@ def blocks_in_order(
 ) -> tuple[ClipPlaces, Int[Array, " M"]]:
     """`blocks` that leave out the last tokens in row-major order, as V-JEPA 2's released code: most
     of what is left out is in the last time steps. Its default is the smallest of about 24 clips."""
-    drawn, steps, tokens = Blocks(count, scale, least, most), grid[0], math.prod(grid)
+    drawn, steps = Blocks(count, scale, least, most), grid[0]
     seen, wanted = (steps * n for n in _places_of(drawn, grid, quantile))
-    hidden = jnp.tile(drawn.draw(jax.random.split(key), grid), steps)
-    order = jnp.argsort(_from_hidden_to_seen(hidden, jnp.arange(tokens) / tokens))
-    return jnp.sort(order[tokens - seen :])[None], jnp.sort(order[:wanted])
+    found, others = first_of(jnp.tile(drawn.draw(jax.random.split(key), grid), steps), seen, wanted)
+    return found[None], others
+
+
+def first_of(
+    hidden: Bool[Array, " N"], seen: int, wanted: int
+) -> tuple[Int[Array, " seen"], Int[Array, " wanted"]]:
+    """Returns the first so many tokens that are not hidden, and the first so many that are."""
+    order = jnp.argsort(_from_hidden_to_seen(hidden, jnp.arange(len(hidden)) / len(hidden)))
+    return jnp.sort(order[len(hidden) - seen :]), jnp.sort(order[:wanted])
 
 
 def _from_hidden_to_seen(hidden: Array, rank: Array) -> Array:
