@@ -1,14 +1,14 @@
 """The cool-down of V-JEPA 2 ViT-L: longer clips, and a learning rate that falls to 0.
 
     python -m vivit.train --config=configs/vjepa2_l_cooldown_k400.py --workdir=runs/vjepa2_cd \\
-        --config.init.path=runs/vjepa2_l --config.init.checkpoint=latest
+        --config.init.path=runs/vjepa2_l --config.init.checkpoint=latest \\
+        --config.init.optimizer=True
     python -m vivit.compile --config=configs/vjepa2_l_cooldown_k400.py --target=h100:128 \\
         --frame=256x340
 
-Source: as configs/vjepa2_l_k400.py: 12,000 steps of 64 frames without warm-up. Encoder and
-predictor start from the run's averaged parameters and the optimiser anew, where the released code
-has all three from the checkpoint; its rate ends at 1.06e-4, as its schedule is stretched by 1.25.
-This config has not been trained here.
+Source: as configs/vjepa2_l_k400.py: 12,000 steps of 64 frames without warm-up, on with encoder,
+averaged encoder, predictor and optimiser of the run. The released code's rate ends at 1.06e-4, as
+its schedule is stretched by 1.25. This config has not been trained here.
 """
 
 from configs import vjepa2_l_k400
