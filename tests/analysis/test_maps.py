@@ -8,7 +8,9 @@ import pytest
 import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import capture, heat_on_frames, overlay, rollout
+from vivit.analysis.capture import _over_time, _weights
 from vivit.analysis.overlay import relative_entropy
+from vivit.analysis.rollout import _rollout
 from vivit.model import stack_layers
 from vivit.model.settings import FAMILIES
 from vivit.pretraining.masks import MASKS
@@ -208,3 +210,22 @@ def test_a_model_that_needs_all_tokens_captures_no_part_of_them():
     })  # fmt: skip
     with pytest.raises(ValueError, match="which needs the whole grid"):
         capture(model, {}, np.zeros((1, 4, 16, 16, 3)), jnp.zeros((1, 2, 4), jnp.int32))
+
+
+def test_maps_of_other_clips_compile_nothing():
+    model = vivit.build({**TINY, "family": "factorised_encoder", "readout": "cls"})
+    params = init(model)
+
+    def looked(clips):
+        maps = capture(model, params, clips)
+        return rollout(maps, residual=0.3), maps.over_time(stage=0), maps.attentions[0].weights()
+
+    looked(CLIPS)
+    compiled = [f._cache_size() for f in (_rollout, _over_time, _weights)]
+    first, *_ = looked(np.flip(CLIPS, axis=1))
+    assert [f._cache_size() for f in (_rollout, _over_time, _weights)] == compiled
+    again = capture(model, params, np.flip(CLIPS, axis=1))
+    np.testing.assert_allclose(first, rollout(again, residual=0.3), atol=1e-6)
+    # Maps are pytrees: a function of them may be compiled with the pass that makes them.
+    whole = jax.jit(lambda params, clips: rollout(capture(model, params, clips), residual=0.3))
+    np.testing.assert_allclose(whole(params, np.flip(CLIPS, axis=1)), first, atol=1e-5)

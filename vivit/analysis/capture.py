@@ -22,28 +22,34 @@ from vivit.model.layout import Layout
 from vivit.model.places import Places, check_places, put
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["q", "k", "context", "source", "places"],
+    meta_fields=["stage", "layer", "pattern", "layout", "grid", "kernel", "soft_cap"],
+)
 @dataclass(frozen=True, repr=False)
 class Attention:
-    """One attention of one block, on its stage's grid.
+    """One attention of one block, on its stage's grid. A JAX pytree of its arrays.
 
     pattern: the registered pattern, with its options. layout: of the grid that the attention gets,
-    without the extra tokens that the block leaves out. context: the pattern's keyword arguments.
-    source: [B, T, S, P], which of the grid's P spatial tokens the S tokens come from, if a
-    reduction has moved them; else None. places: of the tokens on the clip's grid [T, S], if they
-    are not all of them, and that grid's shape; else None.
+    without the extra tokens that the block leaves out. grid: the clip's, T and S. context: arrays
+    that the pattern gets by keyword. source: [B, T, S, P], which of the grid's P spatial tokens the
+    S tokens come from, if a reduction has moved them; else None. places: of the tokens on the
+    clip's grid, if they are not all of them; else None.
     """
 
+    q: HeadGrid
+    k: KeyGrid
     stage: int
     layer: int
     pattern: Pattern
-    q: HeadGrid
-    k: KeyGrid
     layout: Layout
+    grid: tuple[int, int]
     kernel: Kernel
     soft_cap: float = 0.0
     context: Mapping[str, Any] = field(default_factory=dict)
     source: Float[Array, "B T S P"] | None = None
-    places: tuple[Places, tuple[int, int]] | None = None
+    places: Places | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: queries {self.q.shape}>"
@@ -75,10 +81,12 @@ class Attention:
 
     def mix_tokens(self, v: ValueGrid) -> MixedGrid:
         """Returns attention weights times values on the grid of the tokens that attend."""
-        # Maps want any channels, any lengths and float32, which not every kernel offers.
-        suits = self.kernel.general or not self.kernel.softmax
-        attend = make_attend(self.kernel if suits else KERNELS["chunked"], self.soft_cap)
-        return self.pattern(self.q, self.k, v, attend, **self.context)
+        # Maps want any channels, any lengths and float32, which not every kernel offers, and no
+        # more memory than their own.
+        kernel = KERNELS["chunked"] if self.kernel.softmax else self.kernel
+        attend = make_attend(kernel, self.soft_cap)
+        context = {"space": self.layout.space, "layer": self.layer, **self.context}
+        return self.pattern(self.q, self.k, v, attend, **context)
 
     def weights(self, *, chunk: int = 64) -> Float[Array, "B h Tq Sq Tk Sk"]:
         """Returns all weights: every row (t_q, s_q) sums to 1 over (t_k, s_k), less what goes to
@@ -87,22 +95,7 @@ class Attention:
 
         Made `chunk` keys at a time, but the result itself has h·(T·S)² numbers per clip.
         """
-        b, t, s, g = self.shape
-        parts = []
-        for start in range(0, t * s, chunk):
-            keys = jnp.arange(start, min(start + chunk, t * s))
-            marks = (jnp.arange(t * s)[:, None] == keys).astype(jnp.float32)
-            marks = marks.reshape(1, t, s, 1, -1)
-            parts.append(self.mix(jnp.broadcast_to(marks, (b, t, s, g, len(keys)))))
-        maps = jnp.concatenate(parts, axis=-1)  # [B, T, S, h, T*S], with extra tokens
-        maps = jnp.moveaxis(maps, 3, 1).reshape(b, -1, t, s, t, s)
-        maps = self.layout.remove(maps, axes=(2, 3))
-        maps = self.layout.remove(maps, axes=(4, 5))
-        if self.places is None:
-            return maps
-        maps = put(jnp.moveaxis(maps, 1, -1), *self.places)  # [B, Tq, Sq, tk, sk, h]
-        maps = put(jnp.moveaxis(maps, (3, 4), (1, 2)), *self.places)
-        return jnp.moveaxis(maps, (1, 2, 5), (4, 5, 1))
+        return _weights(self, chunk)
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
         """Returns weights between time steps, summed over keys and averaged over queries in space.
@@ -110,25 +103,63 @@ class Attention:
         Class tokens and registers are left out, so rows sum to less than 1 where there are any; the
         row of a time step of which no token was seen is 0.
         """
-        b, t, s, g = self.shape
-        ones = jnp.ones((b, t, s, g, 1))
-        plain = self.layout.remove(ones)  # fixes the clip's own T and S
-        steps, spatial = plain.shape[1:3]
-        of_step = jnp.broadcast_to(jnp.eye(steps)[:, None], (b, steps, spatial, steps))
-        if self.places is not None:
-            places, (steps, space) = self.places
-            of_step = jax.nn.one_hot(places // space, steps)
-        marks = jnp.broadcast_to(of_step[:, :, :, None], (*of_step.shape[:3], g, steps))
-        sent = self.layout.remove(self.mix(self.layout.insert(marks)))  # [B, t, s, h, Tk]
-        if self.places is None:
-            return jnp.moveaxis(sent.mean(axis=2), 2, 1)
-        count = jnp.maximum(of_step.sum(axis=(1, 2)), 1)[:, None, :, None]
-        return jnp.einsum("BtsT,BtshK->BhTK", of_step, sent) / count
+        return _over_time(self)
 
 
+# Compiled once for attentions of one layer and shape, whatever the clips.
+
+
+@partial(jax.jit, static_argnums=1)
+def _weights(attention: Attention, chunk: int) -> Float[Array, "B h Tq Sq Tk Sk"]:
+    b, t, s, g = attention.shape
+    chunk = min(chunk, t * s)
+
+    def to_keys(start: Array) -> MixedGrid:
+        marks = (jnp.arange(t * s)[:, None] == start + jnp.arange(chunk)).astype(jnp.float32)
+        marks = marks.reshape(1, t, s, 1, chunk)
+        return attention.mix(jnp.broadcast_to(marks, (b, t, s, g, chunk)))
+
+    maps = jax.lax.map(to_keys, jnp.arange(0, t * s, chunk))  # [parts, B, T, S, h, chunk]
+    maps = jnp.moveaxis(maps, (0, 4), (4, 1))  # [B, h, T, S, parts, chunk], with extra tokens
+    maps = maps.reshape(*maps.shape[:4], -1)[..., : t * s].reshape(*maps.shape[:4], t, s)
+    maps = attention.layout.remove(maps, axes=(2, 3))
+    maps = attention.layout.remove(maps, axes=(4, 5))
+    places, grid = attention.places, attention.grid
+    if places is None:
+        return maps
+    maps = put(jnp.moveaxis(maps, 1, -1), places, grid)  # [B, Tq, Sq, tk, sk, h]
+    maps = put(jnp.moveaxis(maps, (3, 4), (1, 2)), places, grid)
+    return jnp.moveaxis(maps, (1, 2, 5), (4, 5, 1))
+
+
+@jax.jit
+def _over_time(attention: Attention) -> Float[Array, "B h Tq Tk"]:
+    b, t, s, g = attention.shape
+    layout, places = attention.layout, attention.places
+    plain = layout.remove(jnp.ones((b, t, s, g, 1)))  # fixes the clip's own T and S
+    steps, spatial = plain.shape[1:3]
+    of_step = jnp.broadcast_to(jnp.eye(steps)[:, None], (b, steps, spatial, steps))
+    if places is not None:
+        steps, space = attention.grid
+        of_step = jax.nn.one_hot(places // space, steps)
+    marks = jnp.broadcast_to(of_step[:, :, :, None], (*of_step.shape[:3], g, steps))
+    sent = layout.remove(attention.mix(layout.insert(marks)))  # [B, t, s, h, Tk]
+    if places is None:
+        return jnp.moveaxis(sent.mean(axis=2), 2, 1)
+    count = jnp.maximum(of_step.sum(axis=(1, 2)), 1)[:, None, :, None]
+    return jnp.einsum("BtsT,BtshK->BhTK", of_step, sent) / count
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "logits", "attentions", "pooled", "weights_of_readout", "sizes", "sources", "places"
+    ],
+    meta_fields=["model"],
+)  # fmt: skip
 @dataclass(frozen=True, repr=False)
 class AttentionMaps:
-    """What a model attended to in some clips.
+    """What a model attended to in some clips. A JAX pytree of its arrays.
 
     attentions: in the order of the forward pass. pooled: each stage's grid before its readout, or
     None where it does not pool. weights_of_readout: each stage's weights [B, T, S] of a readout
@@ -182,11 +213,9 @@ def capture(model: ViViT, params: Any, clips: Clips, places: Places | None = Non
     the whole grid of the clip all the same. Raises ValueError for a model that cannot encode some
     of the tokens.
     """
-    on_grid = None
     if places is not None:
         check_places(model.config, lines=places.shape[1] > 1)
-        steps, rows, columns = model.config.grid
-        on_grid = places, (steps, rows * columns)
+    steps, rows, columns = model.config.grid
     if model.config.kernel.over_devices:  # equal to dense but for a mesh, which maps do not need
         model = model.with_settings(kernel="chunked")
     logits, kept = _apply_capturing(model, params, clips, places)
@@ -210,11 +239,12 @@ def capture(model: ViViT, params: Any, clips: Clips, places: Places | None = Non
                         q=at_layer[name]["queries"],
                         k=at_layer[name]["keys"],
                         layout=layout,
+                        grid=(steps, rows * columns),
                         kernel=model.config.kernel,
                         soft_cap=model.config.soft_cap,
-                        context=_context(pattern, layout, layer, at_layer[name], of_layer[name]),
+                        context=_context(pattern, at_layer[name], of_layer[name]),
                         source=None if source is None else layout.matrix(source),
-                        places=on_grid,
+                        places=places,
                     )
                 )
             if (merged := at_layer.get("source")) is not None:
@@ -235,12 +265,9 @@ def capture(model: ViViT, params: Any, clips: Clips, places: Places | None = Non
     )
 
 
-def _context(
-    pattern: Pattern, layout: Layout, layer: int, captured: Any, params: Any
-) -> dict[str, Any]:
-    """The keyword arguments of a pattern in one attention."""
-    context = {"space": layout.space, "layer": layer}
-    context |= {key: params[key] for key in pattern.context_args if key in params}
+def _context(pattern: Pattern, captured: Any, params: Any) -> dict[str, Any]:
+    """The arrays that a pattern gets by keyword in one attention."""
+    context = {key: params[key] for key in pattern.context_args if key in params}
     return context | ({"values": captured["values"]} if pattern.follows_values else {})
 
 

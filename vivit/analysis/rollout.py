@@ -29,6 +29,11 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
     """
     if not 0 <= residual < 1:
         raise ValueError(f"{residual=} is not in [0, 1)")
+    return _rollout(maps, residual)
+
+
+@jax.jit  # once for each model and shape, whatever the clips
+def _rollout(maps: AttentionMaps, residual: Float[Array, ""]) -> Float[Array, "B T S"]:
     config = maps.model.config
     t, y, x = config.grid
     places = maps.places
@@ -40,13 +45,13 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
             values = _through_stage(maps, i, stage, values, residual=residual)
         return values.sum()
 
-    parts = jax.jit(jax.grad(readout))(ones)
+    parts = jax.grad(readout)(ones)
     parts = parts / parts.sum(axis=(1, 2), keepdims=True)
     return parts if places is None else put(parts, places, (t, y * x))
 
 
 def _through_stage(
-    maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, *, residual: float
+    maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, *, residual: Any
 ) -> Float[Array, "B T2 S2"]:
     layout = stage.layout.at(maps.places)
     values = layout.insert(values)
@@ -74,7 +79,7 @@ def _gradient_weights(stage: StageConfig, pooled: Any, sizes: Any) -> Scalars:
 
 
 def _pass_on(
-    attention: Attention, values: Scalars, stage: StageConfig, *, residual: float
+    attention: Attention, values: Scalars, stage: StageConfig, *, residual: Any
 ) -> Scalars:
     extra = stage.layout.extra
     if extra and stage.block.leaves_out(attention.pattern):
@@ -84,6 +89,6 @@ def _pass_on(
     return tie(values[..., None], extra)[..., 0] if extra and stage.block.tied else values
 
 
-def _mixed(attention: Attention, values: Scalars, *, residual: float) -> Scalars:
+def _mixed(attention: Attention, values: Scalars, *, residual: Any) -> Scalars:
     v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
     return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))
