@@ -43,7 +43,7 @@ FLOORS = {
     "vivit.checkpoint": 2,
     "vivit.chips": 2,
     "vivit.collectives": 2,
-    "vivit.cost": 2,
+    "vivit.cost": 1,
     "vivit.parallel": 2,
     "vivit.pretrained": 2,
     "vivit.step": 2,

@@ -16,6 +16,7 @@ COMMANDS = (
     "benchmarks.devices",
     "benchmarks.loop",
     "benchmarks.pretraining",
+    "benchmarks.rollout",
     "benchmarks.suites",
     "vivit.analysis.film",
     "vivit.analysis.report",

@@ -16,7 +16,10 @@ from vivit.settings import ParallelSettings
 
 ROOT = Path(__file__).parents[1]
 MAE = "mae(mask='tube(0.5)', width=8, depth=1, heads=2)"
-JEPA = "jepa(masks=('tube(0.5)', 'random(0.75)'), width=8, depth=1, heads=2, mask_tokens=2)"
+JEPA = (
+    "jepa(masks=('tube(0.5)', 'random(0.75)'), width=8, depth=1, heads=2, mask_tokens=2, "
+    "context=0.5)"
+)
 SIGREG = JEPA.replace("mask_tokens=2", "target='trained', regulariser='sigreg'")
 # Options of tests.eight_devices.
 ONE_PROCESS = {

@@ -1,5 +1,6 @@
 """Where a video transformer looks."""
 
+from vivit.analysis.attribution import attribute
 from vivit.analysis.capture import Attention, AttentionMaps, capture
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
@@ -9,6 +10,7 @@ __all__ = [
     "Attention",
     "AttentionMaps",
     "Run",
+    "attribute",
     "capture",
     "heat_on_frames",
     "open_run",

@@ -41,6 +41,16 @@ EMBEDDINGS.add(
 )
 
 
+def as_floats(clips: Clips, config: ModelConfig) -> Array:
+    """Returns clips as a model's first layer gets them: uint8 ones as (x / 255 - mean) / std."""
+    frames = jnp.asarray(clips)
+    if frames.dtype != jnp.uint8:
+        return frames
+    dtype = jnp.dtype(config.dtype)
+    mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
+    return frames.astype(dtype) / (255 * std).astype(dtype) - (mean / std).astype(dtype)
+
+
 class Tubelet(nn.Module):
     """Tokens `[B, T, S, D]` of clips: one linear map of each (time, height, width) tubelet.
 
@@ -56,12 +66,8 @@ class Tubelet(nn.Module):
         """places: of the tokens that are made; None for all."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         t, h, w = config.tubelet
-        frames = jnp.asarray(config.embedding.sample(clips, t))
+        frames = as_floats(config.embedding.sample(clips, t), config)
         t = config.embedding.kernel_frames(t)
-        if frames.dtype == jnp.uint8:
-            mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
-            scale, shift = (255 * std).astype(dtype), (mean / std).astype(dtype)
-            frames = frames.astype(dtype) / scale - shift
         patches = rearrange(frames, "B (T t) (Y h) (X w) C -> B T (Y X) (t h w C)", t=t, h=h, w=w)
         if places is not None:
             patches = take(patches, places)

@@ -1,0 +1,155 @@
+"""What the score of a class is made of, by methods that look at no attention.
+
+`attribute(method, model, params, clips, classes)` by the name of a method; those here need nothing
+but a model's logits, so that they are baselines for maps of attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+from jaxtyping import Array, Float, Int
+
+from vivit.axes import Clips
+from vivit.model import ViViT
+from vivit.model.config import ModelConfig
+from vivit.model.embed import as_floats
+from vivit.registry import OptionRegistry, Options, Registry, options_of
+
+Attributions = Float[Array, "B T S"]
+FloatClips = Float[Array, "B F H W C"]
+Scores = Callable[[FloatClips], Float[Array, " B"]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method: `attribute(scores, clips, config, **options)`, where `scores` maps clips
+    of floats to the logit of each one's class."""
+
+    attribute: Callable[..., Attributions]
+    options: Options = field(default_factory=Options)
+
+
+METHODS: OptionRegistry[Method] = OptionRegistry("method of attribution")
+
+
+def method(name: str):
+    """Returns a decorator that registers a function as a method; see `Method`.
+
+    The function's keyword-only arguments are its options, each with a default.
+    """
+
+    def register(attribute):
+        METHODS.add(name, Method(attribute, options_of(attribute)))
+        return attribute
+
+    return register
+
+
+def attribute(
+    name: str, model: ViViT, params: Any, clips: Clips, classes: Int[Any, " B"]
+) -> Attributions:
+    """Returns what each token's pixels do for the logit of a class, by clip: on the clip's grid, in
+    units that are the method's.
+
+    name: of METHODS, with its options. classes: of each clip. Compiled once for a model and a
+    shape. Raises ValueError for an unknown method, and for a class that the model does not have.
+    """
+    known = model.config.classes
+    numbers = jnp.asarray(classes)
+    if not known or bool(((numbers < 0) | (numbers >= known)).any()):
+        raise ValueError(f"classes {numbers.tolist()} are not those of a model with {known}")
+    _ = METHODS[name]  # an unknown one
+    return _attribute(name, model, params, jnp.asarray(clips), numbers)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) -> Attributions:
+    entry = METHODS[name]
+
+    def scores(x: FloatClips) -> Float[Array, " B"]:
+        logits = model.apply({"params": params}, x)
+        return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]  # pyright: ignore
+
+    floats = as_floats(clips, model.config)
+    return entry.attribute(scores, floats, model.config, **entry.options)
+
+
+@method("integrated_gradients")
+def integrated_gradients(
+    scores: Scores, clips: FloatClips, config: ModelConfig, *, steps: int = 32
+) -> Attributions:
+    """Integrated gradients (1703.01365) on a straight line from a clip of zeros, which is the mean
+    colour, at the midpoints of `steps` parts. They add up to the score less that of such a clip."""
+
+    def add(total: FloatClips, part: Array) -> tuple[FloatClips, None]:
+        return total + _gradient(scores, part * clips), None
+
+    parts = (jnp.arange(steps) + 0.5) / steps
+    total, _ = jax.lax.scan(add, jnp.zeros_like(clips), parts)
+    return _of_tokens(clips * total / steps, config)
+
+
+@method("smoothgrad")
+def smoothgrad(
+    scores: Scores,
+    clips: FloatClips,
+    config: ModelConfig,
+    *,
+    samples: int = 16,
+    noise: float = 0.15,
+) -> Attributions:
+    """SmoothGrad (1706.03825): the size of the mean gradient over noisy copies of the clip.
+
+    noise: standard deviation, as a part of the range of a clip's pixels. Always the same draws.
+    """
+    axes = (1, 2, 3, 4)
+    spread = clips.max(axis=axes, keepdims=True) - clips.min(axis=axes, keepdims=True)
+
+    def add(total: FloatClips, key: Array) -> tuple[FloatClips, None]:
+        noisy = clips + noise * spread * jax.random.normal(key, clips.shape)
+        return total + _gradient(scores, noisy), None
+
+    keys = jax.random.split(jax.random.key(0), samples)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(clips), keys)
+    return _of_tokens(jnp.abs(total) / samples, config)
+
+
+# Name -> (T, S) -> the number of each token's group; those of a group are covered together.
+REGIONS: Registry[Callable[[int, int], np.ndarray]] = Registry("region")
+REGIONS.add("tokens", lambda t, s: np.arange(t * s).reshape(t, s))
+REGIONS.add("tubes", lambda t, s: np.tile(np.arange(s), (t, 1)))
+REGIONS.add("steps", lambda t, s: np.tile(np.arange(t)[:, None], (1, s)))
+
+
+@method("occlusion")
+def occlusion(
+    scores: Scores, clips: FloatClips, config: ModelConfig, *, region: str = "tubes"
+) -> Attributions:
+    """How much the score falls when a region has the mean colour (1311.2901, section 4.2).
+
+    region: of REGIONS: "tokens" one by one, "tubes" (a place in all time steps), or "steps" (all
+    places of a time step). All tokens of a region get its fall.
+    """
+    (t, h, w), (steps, rows, columns) = config.tubelet, config.grid
+    groups = REGIONS[region](steps, rows * columns)
+    pixels = rearrange(groups, "T (Y X) -> T Y X", Y=rows)
+    pixels = pixels.repeat(t, axis=0).repeat(h, axis=1).repeat(w, axis=2)[..., None]
+    covered = lambda group: scores(jnp.where(pixels == group, 0, clips))
+    falls = scores(clips) - jax.lax.map(covered, jnp.arange(groups.max() + 1))  # [groups, B]
+    return jnp.moveaxis(falls[groups], 2, 0)
+
+
+def _gradient(scores: Scores, clips: FloatClips) -> FloatClips:
+    return jax.grad(lambda x: scores(x).sum())(clips)
+
+
+def _of_tokens(x: FloatClips, config: ModelConfig) -> Attributions:
+    """Returns the sums over the pixels of each token."""
+    t, h, w = config.tubelet
+    return reduce(x, "B (T t) (Y h) (X w) C -> B T (Y X)", "sum", t=t, h=h, w=w)
