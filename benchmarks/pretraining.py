@@ -4,14 +4,13 @@ A forward and backward pass of each, and the drawing of masks, in one run.
 """
 
 import argparse
-import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import take_turns
 from vivit.cli import make_parser, run_command
 from vivit.config import read_config
 from vivit.model import build
@@ -46,14 +45,8 @@ def measure(config_path: str, *, batch: int, rounds: int) -> dict[str, dict[str,
     compiled = {name: jax.jit(step).lower(params, given).compile() for name, step in steps.items()}
     calls = {name: lambda c=c: c(params, given) for name, c in compiled.items()}
     calls["masks"] = lambda: prepare(given)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.process_time()
-            jax.block_until_ready(call())
-            if turn:  # the first one warms up
-                times[name].append(time.process_time() - start)
-    found = {name: {"seconds": statistics.median(taken)} for name, taken in times.items()}
+    times = take_turns(calls, rounds=rounds)
+    found: dict[str, dict[str, float]] = {name: {"seconds": x.cpu} for name, x in times.items()}
     for name, step in compiled.items():
         found[name]["temporary_bytes"] = step.memory_analysis().temp_size_in_bytes
     return found

@@ -3,24 +3,21 @@
 Both for one clip, in one run: CPU time, and the temporaries of the compiled programs.
 """
 
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import take_turns
 from vivit.analysis import capture, rollout
 from vivit.cli import make_parser, run_command
 from vivit.config import read_config
 from vivit.cost import count_tokens
-from vivit.model import build
+from vivit.model import ViViT, build
 
 
-def measure(config_path: str, *, rounds: int) -> dict[str, dict[str, float]]:
+def measure(model: ViViT, *, rounds: int) -> dict[str, dict[str, float]]:
     """Returns "forward" and "rollout", which has the forward pass in it -> seconds of CPU time, the
     median over rounds in which both take turns, seconds until the result, and temporary bytes."""
-    model = build(read_config(config_path).model)
     clip = np.random.default_rng(0).integers(0, 256, (1, *model.config.clip, 3))
     clips = jnp.asarray(clip, jnp.uint8)
     params = jax.jit(model.init)(jax.random.key(0), *model.example())["params"]
@@ -29,21 +26,10 @@ def measure(config_path: str, *, rounds: int) -> dict[str, dict[str, float]]:
         "rollout": lambda params, clips: rollout(capture(model, params, clips)),
     }
     compiled = {name: jax.jit(f).lower(params, clips).compile() for name, f in passes.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in compiled}
-    for turn in range(rounds + 1):
-        for name, call in compiled.items():
-            start = time.process_time(), time.perf_counter()
-            jax.block_until_ready(call(params, clips))
-            if turn:  # the first one warms up
-                end = time.process_time(), time.perf_counter()
-                times[name].append((end[0] - start[0], end[1] - start[1]))
-    found = {}
-    for name, taken in times.items():
-        cpu, wall = (statistics.median(x) for x in zip(*taken, strict=True))
-        memory = compiled[name].memory_analysis().temp_size_in_bytes
-        found[name] = {"cpu": cpu, "wall": wall, "temporary_bytes": memory}
-    print(f"{config_path}: {count_tokens(model)} tokens, kernel {model.config.kernel.name}")
-    return found
+    calls = {name: lambda call=call: call(params, clips) for name, call in compiled.items()}
+    memory = lambda name: compiled[name].memory_analysis().temp_size_in_bytes
+    times = take_turns(calls, rounds=rounds)
+    return {name: {**x._asdict(), "temporary_bytes": memory(name)} for name, x in times.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken (5)")
     arguments = parser.parse_args(argv)
     for path in arguments.configs:
-        found = measure(path, rounds=arguments.rounds)
+        model = build(read_config(path).model)
+        print(f"{path}: {count_tokens(model)} tokens, kernel {model.config.kernel.name}")
+        found = measure(model, rounds=arguments.rounds)
         for name, values in found.items():
             part = values["cpu"] / found["forward"]["cpu"]
             print(

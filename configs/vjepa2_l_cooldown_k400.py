@@ -6,7 +6,7 @@
     python -m vivit.compile --config=configs/vjepa2_l_cooldown_k400.py --target=h100:128 \\
         --frame=256x340
 
-Source: as configs/vjepa2_l_k400.py: 12,000 steps of 64 frames without warm-up, on with encoder,
+Source: as configs/vjepa2_l_k400.py: 12,000 steps of 64 frames without warm-up, from encoder,
 averaged encoder, predictor and optimiser of the run. The released code's rate ends at 1.06e-4, as
 its schedule is stretched by 1.25. This config has not been trained here.
 """

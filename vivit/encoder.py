@@ -32,6 +32,7 @@ from vivit.settings import Config
 from vivit.step import make_eval_step
 from vivit.tasks.objective import Objective
 
+ENCODED = 64  # clips of a batch, for a probe that encodes them anew
 AT_ONCE = 2**29  # bytes of tokens that are encoded before a probe gets them
 
 # Name -> (model, variables, clips [B, F, H, W, 3]) -> features [B, ...].
@@ -143,13 +144,19 @@ class Encoder:
         return {name: rows[name] for name in (*kinds, "indices")}
 
     def tokens(self, split: Split, views: str = "1x1") -> "ReadTokens":
-        """Returns the tokens of all clips of a split in V views, encoded when they are needed."""
+        """Returns the tokens of all clips of a split in V views, encoded when they are needed.
+
+        By batches of their own, as those of training may be larger than what a probe asks for.
+        """
         count = parse_views(views)
         seen = jax.eval_shape(
             lambda x: KINDS["token"](self.model, {"params": x}, *self.model.example()), self.params
         )
         shape = (len(split), count["temporal"] * count["spatial"], *seen.shape[1:])
-        return ReadTokens(self, split, views, shape)
+        devices = self.parallel.devices
+        batch = min(self.data.batch_size, -(-ENCODED // devices) * devices)
+        encoder = replace(self, data=replace(self.data, batch_size=batch))
+        return ReadTokens(encoder, split, views, shape)
 
     def _make_step(self, split: Split, kinds: Sequence[str], views: ViewsSettings) -> Any:
         _, height, width = self.model.config.clip

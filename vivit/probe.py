@@ -40,7 +40,8 @@ def probe(
     stream: bool = False,
 ) -> Tables:
     """Returns "trained", "random SEED", "pixels" and "frame differences" -> name of a probe -> its
-    accuracies. The last two are of grey frames of 8 x 8 pixels, and have no tokens.
+    accuracies. The last two are of grey frames of 8 x 8 pixels: they are missing of probes that
+    need tokens, and the last one of clips of one frame.
 
     clips: how many labelled clips of the training split the probes get, 0 for all. views: of the
     validation and test clips, such as "4x3". splits: to fit to, to choose by and to test on; those
@@ -62,7 +63,8 @@ def probe(
         (f"random {random_seed}", encoder.with_random_parameters(random_seed)),
     ):
         kinds = ("clip", "token") if tokens and not stream else ("clip",)
-        of_pixels = () if tables else tuple(BASELINES)[: encoder.model.config.clip[0]]
+        several = encoder.model.config.clip[0] > 1  # frames, to differ
+        of_pixels = () if tables else tuple(BASELINES) if several else ("pixels",)
         features, others = [], {kind: [] for kind in of_pixels}
         for i, (split, of_clips) in enumerate(zip(opened, labels, strict=True)):
             of_split = views if i else "1x1"
@@ -189,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--stream", action="store_true",
-        help="encode clips anew in each epoch of a probe of tokens, which memory need not hold",
+        help="decode and encode clips again in each epoch, so that tokens need not fit in memory",
     )  # fmt: skip
     show_log()
     arguments, config = parse(parser, argv)

@@ -53,6 +53,7 @@ def make_ramps(ramps: Mapping[str, str], *, steps: int) -> Callable[[jax.Array],
         if not all(0 < part <= 2 for part in entry.options.values()):
             raise ValueError(f"train.ramps: {text!r} of {name} has an option that is not in (0, 2]")
         made[name] = partial(entry.factor, **entry.options)
+        jax.eval_shape(made[name], 0.0)  # raises for options that contradict each other
 
     def factors(step: jax.Array) -> Factors:
         progress = step / max(steps - 1, 1)
@@ -84,7 +85,9 @@ def rising(progress: jax.Array, *, until: float = 1.0) -> jax.Array:
 def rising_later(progress: jax.Array, *, since: float = 0.125, until: float = 0.25) -> jax.Array:
     """0 until `since`, and then a straight line to 1, which it reaches at `until`: the loss of
     tokens that are seen of V-JEPA 2.1 (2603.14482; released code: from step 15,000 to 30,000)."""
-    return jnp.clip((progress - since) / max(until - since, 1e-6), 0, 1)
+    if since >= until:
+        raise ValueError(f"ramp rising_later: {since=} is not before {until=}")
+    return jnp.clip((progress - since) / (until - since), 0, 1)
 
 
 @ramp("rising_cosine")

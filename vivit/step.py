@@ -79,7 +79,7 @@ def start_from(state: TrainState, params: Params) -> TrainState:
     return replace(state, params=params, averaged=averaged)
 
 
-def go_on(state: TrainState, saved: TrainState) -> TrainState:
+def resume_optimizer(state: TrainState, saved: TrainState) -> TrainState:
     """Returns a state at its first step with the parameters and the optimiser of a saved one; the
     schedule of the learning rate begins anew."""
     begins = lambda x: isinstance(x, optax.ScaleByScheduleState)
@@ -119,7 +119,7 @@ def make_train_step(
             "not of its parts; set accumulate=1"
         )
     if "context" in settings.ramps and "context" not in task.strengths:
-        raise ValueError("train.ramps: the task has no weight `context`, so it has no ramp")
+        raise ValueError("train.ramps: context is 0 in task.name; set context=0.5 there")
     ramps = make_ramps(settings.ramps, steps=settings.steps)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array], *, axis_name=None):
@@ -171,9 +171,9 @@ def _at_strength(network: Network, task: Objective, factors: Factors) -> Network
     of dropout and drop path, and the task's strengths."""
     config = network.config
     rates = {name: getattr(config, name) * factors[name] for name in RATES if name in factors}
-    own = {name: getattr(network, name) * factors[name]
-           for name in task.strengths if name in factors}  # fmt: skip
-    changed = {**own, "config": replace(config, **rates)} if rates else own
+    weights = {name: getattr(network, name) * factors[name]
+               for name in task.strengths if name in factors}  # fmt: skip
+    changed = {**weights, "config": replace(config, **rates)} if rates else weights
     return network.clone(**changed) if changed else network
 
 

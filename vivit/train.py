@@ -59,7 +59,14 @@ from vivit.quicktest import quicktest, with_films, write_films
 from vivit.run import check_batch_size, check_split, record_data
 from vivit.schema import show
 from vivit.settings import Config
-from vivit.step import TrainState, go_on, make_eval_step, make_init, make_train_step, start_from
+from vivit.step import (
+    TrainState,
+    make_eval_step,
+    make_init,
+    make_train_step,
+    resume_optimizer,
+    start_from,
+)
 from vivit.tasks import make_objective
 
 logger = logging.getLogger(__name__)
@@ -127,8 +134,8 @@ def train(
         if loaded is not None:
             state = start_from(state, task.start(state.params, loaded.params, loaded.around))
             if config.init.optimizer:
-                path = Path(config.init.path)
-                state = go_on(state, read_state(path, state, checkpoint=config.init.checkpoint))
+                saved = read_state(config.init.path, state, checkpoint=config.init.checkpoint)
+                state = resume_optimizer(state, saved)
         folder = Path(workdir)
         report = "" if loaded is None else str(loaded.report)
         on_first(partial(_claim, folder, config, train_split, init_report=report))

@@ -96,9 +96,20 @@ def test_pixels_in_bytes_are_those_in_floats(model, params):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
+def test_a_model_in_half_precision_adds_up_in_single(model, params, clips):
+    half = model.with_settings(dtype="bfloat16")
+    for name in ("integrated_gradients(steps=2)", "smoothgrad(samples=2)"):
+        ours = attribute(name, half, params, clips.astype(np.float32), CLASSES)
+        assert ours.dtype == np.float32
+        expected = attribute(name, model, params, clips, CLASSES)
+        assert np.corrcoef(ours.ravel(), expected.ravel())[0, 1] > 0.98
+
+
 def test_what_is_not_there_is_refused(model, params, clips):
-    with pytest.raises(ValueError, match=r"classes \[1, 99\] are not those of a model with"):
+    with pytest.raises(ValueError, match=r"\[1, 99\] of a model with 5 classes: .* from 0 to 4"):
         attribute("occlusion", model, params, clips, np.array([1, 99]))
+    with pytest.raises(ValueError, match=r"2 clips need as many classes, not \(1,\)"):
+        attribute("occlusion", model, params, clips, np.array([1]))
     with pytest.raises(ValueError, match="unknown method of attribution 'lime'; known: "):
         attribute("lime", model, params, clips, CLASSES)
     with pytest.raises(ValueError, match="unknown region 'rows'; known: steps, tokens, tubes"):

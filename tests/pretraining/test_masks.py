@@ -8,7 +8,7 @@ import pytest
 import vivit
 from tests.conftest import ROOT
 from vivit.model.places import check_places, put, take
-from vivit.pretraining.masks import MASKS, Blocks, first_of, mask
+from vivit.pretraining.masks import MASKS, Blocks, cut_in_order, mask
 
 GRID = (4, 4, 6)
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -109,7 +109,7 @@ def test_blocks_are_those_of_the_released_code():
             room = np.array(grid[1:]) - (only.any(axis=1).sum(), only.any(axis=0).sum()) + 1
             covered = blocks.cover(np.full(len(seen), aspect), (corners + 0.5) / room, grid)
             for i, clip in enumerate(covered):
-                found = first_of(jnp.tile(clip, 2), seen.shape[1], wanted.shape[1])
+                found = cut_in_order(jnp.tile(clip, 2), seen.shape[1], wanted.shape[1])
                 np.testing.assert_array_equal(found[0], seen[i])
                 np.testing.assert_array_equal(found[1], wanted[i])
 

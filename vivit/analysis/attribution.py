@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vivit.axes import Clips
 from vivit.model import ViViT
@@ -51,20 +51,26 @@ def method(name: str):
     return register
 
 
-def attribute(
-    name: str, model: ViViT, params: Any, clips: Clips, classes: Int[Any, " B"]
-) -> Attributions:
+def attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) -> Attributions:
     """Returns what each token's pixels do for the logit of a class, by clip: on the clip's grid, in
     units that are the method's.
 
-    name: of METHODS, with its options. classes: of each clip. Compiled once for a model and a
-    shape. Raises ValueError for an unknown method, and for a class that the model does not have.
+    name: of METHODS, with its options. classes: the index of a logit, of each clip. Compiled once
+    for a model and a shape.
+
+    Raises ValueError for an unknown method, and for classes that the model does not have.
     """
-    known = model.config.classes
-    numbers = jnp.asarray(classes)
+    known, numbers = model.config.classes, jnp.asarray(classes)
+    if numbers.shape != (len(clips),):
+        raise ValueError(f"{len(clips)} clips need as many classes, not {numbers.shape}")
     if not known or bool(((numbers < 0) | (numbers >= known)).any()):
-        raise ValueError(f"classes {numbers.tolist()} are not those of a model with {known}")
-    _ = METHODS[name]  # an unknown one
+        raise ValueError(
+            f"classes {numbers.tolist()} of a model with {known} classes: they are numbers from 0 "
+            f"to {known - 1}"
+        )
+    _ = METHODS[name]  # raises for an unknown name, outside of jit
+    if model.config.kernel.over_devices:  # equal to dense but for a mesh
+        model = model.with_settings(kernel="chunked")
     return _attribute(name, model, params, jnp.asarray(clips), numbers)
 
 
@@ -76,7 +82,7 @@ def _attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any)
         logits = model.apply({"params": params}, x)
         return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]  # pyright: ignore
 
-    floats = as_floats(clips, model.config)
+    floats = as_floats(clips, model.config).astype(jnp.float32)
     return entry.attribute(scores, floats, model.config, **entry.options)
 
 
@@ -134,7 +140,7 @@ def occlusion(
     """How much the score falls when a region has the mean colour (1311.2901, section 4.2).
 
     region: of REGIONS: "tokens" one by one, "tubes" (a place in all time steps), or "steps" (all
-    places of a time step). All tokens of a region get its fall.
+    places of a time step). All tokens of a region get its fall. Each takes a forward pass.
     """
     (t, h, w), (steps, rows, columns) = config.tubelet, config.grid
     groups = REGIONS[region](steps, rows * columns)

@@ -6,7 +6,7 @@ the cost of those sums, without the whole map.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ class Attention:
 
         Made `chunk` keys at a time, but the result itself has h·(T·S)² numbers per clip.
         """
-        return _weights(self, chunk)
+        return _weights(self._of_any_layer, chunk)
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
         """Returns weights between time steps, summed over keys and averaged over queries in space.
@@ -103,10 +103,17 @@ class Attention:
         Class tokens and registers are left out, so rows sum to less than 1 where there are any; the
         row of a time step of which no token was seen is 0.
         """
-        return _over_time(self)
+        return _over_time(self._of_any_layer)
+
+    @property
+    def _of_any_layer(self) -> "Attention":
+        """The same attention with the numbers of a first layer, unless its pattern goes by them, so
+        that one compiled function is that of all layers that are alike."""
+        layer = self.layer if "layer" in self.pattern.context_args else 0
+        return replace(self, stage=0, layer=layer)
 
 
-# Compiled once for attentions of one layer and shape, whatever the clips.
+# Compiled once for attentions of one pattern and shape, whatever the layer and the clips.
 
 
 @partial(jax.jit, static_argnums=1)

@@ -33,7 +33,10 @@ class Carry(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-LN transformer block of stage i: one residual branch per attention, then the MLP."""
+    """A pre-LN transformer block of stage i: one residual branch per attention, then the MLP.
+
+    keeps: whether it also returns its tokens, for scans whose layers' tokens are needed.
+    """
 
     config: ModelConfig
     i: int

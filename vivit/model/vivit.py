@@ -63,10 +63,16 @@ class ViViT(nn.Module):
 
         places: numbers [B, T', S'] of the tokens that are seen, in row-major order of the grid; the
         others are left out from the start. None for all. `check_places` says which models can.
-        levels: of a last stage whose depth it divides: the tokens after each of so many equal parts
-        of its layers, side by side, [B, T', S', levels * D]; those of the last part are normed.
+        levels: how many equal parts of the last stage's layers there are; returned are the tokens
+        after each part, side by side, [B, T', S', levels * D], of which the last ones are normed. A
+        scanned stage keeps the tokens of all its layers for that.
+
+        Raises ValueError for levels that do not divide the stage's depth.
         """
         self._check(clips)
+        depth = self.config.stages[-1].depth
+        if levels > 1 and depth % levels:
+            raise ValueError(f"{levels=} does not divide the {depth} layers of the last stage")
         x = self.tokens(clips, places)
         for stage in self.encoder[:-1]:
             x = stage(x, places)

@@ -217,6 +217,7 @@ def _check_encoder(
     stage, found = exported.model.config.stages[-1], _rope(exported)
     _, h, w = exported.model.config.tubelet
     around = {path.split("/")[0] for path in exported.around}
+    of_21 = [path for path in exported.around if path.startswith(("predictor/widen_seen", "norm_"))]
     square = h == w and isinstance(_side(exported), int)
     checks = [
         (_is_joint(exported), 'it is the joint model: family="joint"'),
@@ -225,6 +226,10 @@ def _check_encoder(
         (stage.qkv_bias in (biases, ""), f'qkv_bias={stage.qkv_bias!r} must be {biases!r} or ""'),
         (not exported.settings.classes, "it is the encoder alone: classes=0"),
         (square, "its frames and patches are square"),
+        (
+            not of_21,
+            f"V-JEPA 2.1's {of_21} have no place there: levels=1 and context=0 in task.name",
+        ),
         (around in (set(), set(wanted)), f"around it {sorted(around)} must be {sorted(wanted)}"),
     ]
     _check(who, exported, checks, position=position)

@@ -53,18 +53,28 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     return Archive(path, "run", arrays, described, {}, hashes)
 
 
-def read_state(path: Path, like: State, *, checkpoint: str) -> State:
+def read_state(run: str, like: State, *, checkpoint: str) -> State:
     """Returns the whole state of a run's checkpoint, placed as `like`.
 
-    Raises ValueError for what is no run, and for a state with other arrays.
+    Raises ValueError for a path that is not a run, and for a state with other arrays.
     """
+    path = Path(run).expanduser()
     if not is_run(path):
-        raise ValueError(f"{path} is not a run of vivit.train, so it has no optimiser to go on by")
+        raise ValueError(f"{path} is not a run of vivit.train, so it has no optimiser to resume")
     path, checkpoint = _folder_and_checkpoint(path, checkpoint)
-    run = read_workdir(path)
-    best = make_objective(run.task.name, run.heads).best
+    config = read_workdir(path)
+    import_modules(config.imports, copies=path / IMPORTS)
+    best = make_objective(config.task.name, config.heads).best
     with Checkpoints(path / "checkpoints", best=best) as checkpoints:
-        return checkpoints.restore(_resolve(checkpoints, checkpoint), like)[0]
+        step = _resolve(checkpoints, checkpoint)
+        try:
+            return checkpoints.restore(step, like)[0]
+        except ValueError as error:
+            raise ValueError(
+                f"init.optimizer=True needs the arrays of {path}: optim.name, optim.freeze, "
+                "train.average_decay, model.scan and all shapes as there; without it the run's "
+                f"parameters alone are taken\n{error}"
+            ) from None
 
 
 def _folder_and_checkpoint(path: Path, checkpoint: str) -> tuple[Path, str]:

@@ -1,6 +1,6 @@
 """The options of `vivit.pretrained.load` and the schema of `config.init`. No JAX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class InitSettings(LoadOptions):
     model: "from_config", or "from_file": then `config.model` gets the architecture of the file, and
         keeps what a file does not decide: clip, classes, kernel, dtype, scan, remat and dropout.
     allow: fields of the model that may differ from what the weights were trained with.
-    optimizer: of a run of equal parameters: goes on with its optimiser too, and with the parameters
-        that it trained and the averaged ones, each as they are. The schedule begins anew.
+    optimizer: whether to resume the optimiser of a run too. Its arrays must have the shapes of this
+        config's; parameters and averaged ones are taken as they are, and the schedule and ramps
+        start again.
     sha256: of every file that was read, as "NAME DIGEST"; filled in when a run starts.
     """
 
@@ -62,3 +63,10 @@ class InitSettings(LoadOptions):
                             (self.optimizer, "optimizer=True")):  # fmt: skip
             if given and not self.path:
                 raise ValueError(f"init.{name} needs init.path")
+        adapting = [x for x in fields(LoadOptions) if x.name not in ("source", "checkpoint")]
+        changed = [x.name for x in adapting if getattr(self, x.name) != x.default]
+        if self.optimizer and changed:
+            raise ValueError(
+                "init.optimizer=True takes all parameters as they are, so "
+                f"{', '.join(changed)} would do nothing; leave it out"
+            )

@@ -17,7 +17,7 @@ from vivit.model.settings import ModelSettings, StageSettings
 from vivit.model.stage import Stage
 from vivit.pretraining.probes import Rows, Scores, Training, probe_kind
 
-SCORED = 64  # clips at a time
+SCORED = 64  # views at a time
 
 
 class AttentiveHead(nn.Module):
@@ -100,8 +100,11 @@ def attentive(
         scale = jnp.float32(0.5 * (1 + np.cos(np.pi * i / total)))
         params, state = step(params, state, jnp.asarray(x[:, 0]), jnp.asarray(y), scale)
     score = jax.jit(lambda params, x: jax.nn.softmax(logits(params, x)))
-    found = [np.asarray(score(params, jnp.asarray(x.reshape(-1, steps, space, width))))
-             for part in others.tokens
-             for x in part.batches(np.arange(part.shape[0]), SCORED)]  # fmt: skip
+    found = []
+    for part in others.tokens:
+        size = max(1, SCORED // part.shape[1])  # in clips
+        for x in part.batches(np.arange(part.shape[0]), size):
+            of_views = jnp.asarray(x.reshape(-1, steps, space, width))
+            found.append(np.asarray(score(params, of_views)))
     scores = np.concatenate(found, axis=1)
     return {f"rate {a:g}, decay {b:g}": x for (a, b), x in zip(grid, scores, strict=True)}

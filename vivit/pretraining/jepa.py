@@ -40,7 +40,7 @@ from vivit.tasks.objective import Batch, Values, weighted_sums
 
 ORDER = 2**30  # folded into a clip's key with the number of a mask
 
-Tokens = Float[Array, "B M D"]
+Tokens = Float[Array, "B _ _"]  # [B, M, D], of masks of several lengths
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ TARGETS.add("trained", Target(lambda params, averaged: params, trained=True))
 
 
 class Latents(NamedTuple):
-    """What the predictor says of the wanted tokens of each mask, what they are, the error of what
-    it says of tokens that are seen, a term of the whole batch, the targets of a few places, and
-    what is watched."""
+    """What the predictor says of the wanted tokens of each mask, what they are, the weight and the
+    error of what it says of tokens that are seen, a term of the whole batch, the targets of a few
+    places, and what is watched."""
 
     predicted: tuple[Tokens, ...]
     target: tuple[Tokens, ...]
-    of_seen: Values | None
+    context: tuple[Strength, Values] | None
     regulariser: Float[Array, ""]
     at_places: Float[Array, "B P D"]
     watched: dict[str, Array] | None = None
@@ -237,11 +237,6 @@ class Jepa(Pretraining):
     def network(self, model: ViViT) -> JointEmbedding:
         config = model.config
         self.check_model(config)
-        if config.stages[-1].depth % self._levels:
-            raise ValueError(
-                f"task jepa: levels={self._levels} does not divide the {config.stages[-1].depth} "
-                "layers of the encoder"
-            )
         counts = tuple(mask.counts(config.grid) for mask in self.masks)
         of_seen: dict[str, Any] = {"levels": self._levels, "context": self._context}
         return JointEmbedding(config, self._predictor(config), counts, **self._tokens, **of_seen)
@@ -271,16 +266,16 @@ class Jepa(Pretraining):
         flat = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
         wanted = [batch[f"wanted_{i}"] for i in range(len(self.masks))]
         target = tuple(normalised(picked(flat, places), self._levels) for places in wanted)
-        errors = None
+        context = None
         if self._context:
             seen = [batch[f"seen_{i}"].reshape(len(flat), -1) for i in range(len(self.masks))]
             targets_of_seen = [normalised(picked(flat, places), self._levels) for places in seen]
             near = [nearness(*pair, network.config.grid) for pair in zip(seen, wanted, strict=True)]
-            errors = network.context * _mean_error(of_seen, targets_of_seen, near)
+            context = network.context, _mean_error(of_seen, targets_of_seen, near)
         key = jax.random.fold_in(jax.random.key(0), batch["indices"][0])
         last = tokens[..., -network.config.width :]
         added = self._regulariser(last.mean(axis=(1, 2)), batch["valid"], key)
-        return Latents(of_wanted, target, errors, added, at_places(tokens, self._levels))
+        return Latents(of_wanted, target, context, added, at_places(tokens, self._levels))
 
     def more_multiply_adds(self, network: Network) -> int:
         clips = jax.eval_shape(network.example)[:1]
@@ -305,14 +300,15 @@ class Jepa(Pretraining):
         """Returns the mean absolute error of each clip, the mean over the masks, that of tokens
         that are seen, and the term of the batch."""
         weight, errors = self._regulariser.weight, _mean_error(outputs.predicted, outputs.target)
-        if outputs.of_seen is not None:
-            errors = errors + outputs.of_seen
+        if outputs.context is not None:
+            strength, of_seen = outputs.context
+            errors = errors + strength * of_seen
         return [(1 - weight) * errors + weight * outputs.regulariser]
 
     def sums(self, losses: list[Values], outputs: Latents, batch: Batch) -> Sums:
         values = {"loss": losses[0], "error": _mean_error(outputs.predicted, outputs.target)}
-        if outputs.of_seen is not None:
-            values["context_loss"] = outputs.of_seen
+        if outputs.context is not None:
+            values["context_error"] = outputs.context[1]
         return weighted_sums(values, batch["valid"])
 
     def whole_metrics(

@@ -266,14 +266,17 @@ def blocks_in_order(
     of what is left out is in the last time steps. Its default is the smallest of about 24 clips."""
     drawn, steps = Blocks(count, scale, least, most), grid[0]
     seen, wanted = (steps * n for n in _places_of(drawn, grid, quantile))
-    found, others = first_of(jnp.tile(drawn.draw(jax.random.split(key), grid), steps), seen, wanted)
+    found, others = cut_in_order(
+        jnp.tile(drawn.draw(jax.random.split(key), grid), steps), seen, wanted
+    )
     return found[None], others
 
 
-def first_of(
+def cut_in_order(
     hidden: Bool[Array, " N"], seen: int, wanted: int
 ) -> tuple[Int[Array, " seen"], Int[Array, " wanted"]]:
-    """Returns the first so many tokens that are not hidden, and the first so many that are."""
+    """Returns the first `seen` tokens that are not hidden and the first `wanted` ones that are, in
+    row-major order. Where there are too few of one kind, some of the other join."""
     order = jnp.argsort(_from_hidden_to_seen(hidden, jnp.arange(len(hidden)) / len(hidden)))
     return jnp.sort(order[len(hidden) - seen :]), jnp.sort(order[:wanted])
 

@@ -108,8 +108,8 @@ class Objective(ABC):
         return self.outputs(network, params, batch, teacher=params)
 
     def more_multiply_adds(self, network: Network) -> int:
-        """Returns the multiply-adds of one clip in a training step beside those of a forward and a
-        backward pass of the network."""
+        """Returns the multiply-adds of one clip in a training step, in addition to those of a
+        forward and a backward pass of the network."""
         return 0
 
     # The loss and the metrics.
