@@ -44,8 +44,7 @@ from vivit.objective import means
 from vivit.optim import make_optimizer
 from vivit.parallel import Parallel, make_parallel
 from vivit.preemption import stop_signals
-from vivit.pretrained.runs import read_state
-from vivit.pretrained.start import load_for_run, take_model
+from vivit.pretrained.start import load_for_run, state_of_run, take_model
 from vivit.processes import (
     add_process_arguments,
     agree,
@@ -134,8 +133,7 @@ def train(
         if loaded is not None:
             state = start_from(state, task.start(state.params, loaded.params, loaded.around))
             if config.init.optimizer:
-                saved = read_state(config.init.path, state, checkpoint=config.init.checkpoint)
-                state = resume_optimizer(state, saved)
+                state = resume_optimizer(state, state_of_run(config.init, state))
         folder = Path(workdir)
         report = "" if loaded is None else str(loaded.report)
         on_first(partial(_claim, folder, config, train_split, init_report=report))

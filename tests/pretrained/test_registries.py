@@ -133,9 +133,10 @@ def test_a_registered_writer_is_what_runs(register, tmp_path):
 
 
 def test_the_options_are_listed_once(capsys):
-    """`load` and the command line take the fields of LoadOptions, and configs those and four."""
+    """`load` and the command line take the fields of LoadOptions, and configs those and five."""
     names = {field.name for field in fields(LoadOptions)}
-    assert {f.name for f in fields(InitSettings)} == names | {"path", "model", "allow", "sha256"}
+    own = {"path", "model", "allow", "optimizer", "sha256"}
+    assert {f.name for f in fields(InitSettings)} == names | own
     assert Config().init == InitSettings()
     for name in names - {"source_clip", "checkpoint"}:
         with pytest.raises(ValueError, match=r"unknown|no classes"):

@@ -5,7 +5,7 @@ import logging
 import shlex
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vivit.config import read_workdir
 from vivit.io import read_json
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # it imports every source, which a run without weights does n
     from vivit.pretrained.loader import Pretrained
 
 log = logging.getLogger(__name__)
+
+State = TypeVar("State")
 
 # Fields that no parameter's shape shows, and without which weights compute something else.
 SEMANTIC_FIELDS = (
@@ -119,6 +121,16 @@ def load_for_run(
     log.info("%s", loaded.report.summary())
     hashes = [f"{name} {digest}" for name, digest in loaded.report.sha256.items()]
     return _with_hashes(config, hashes), loaded
+
+
+def state_of_run(init: InitSettings, like: State) -> State:
+    """Returns the whole state of the run's checkpoint that `config.init` names, placed as `like`.
+
+    Raises ValueError for a path that is not a run, and for a state with other arrays.
+    """
+    from vivit.pretrained.runs import read_state
+
+    return read_state(init.path, like, checkpoint=init.checkpoint)
 
 
 def _options(init: InitSettings) -> dict[str, Any]:
