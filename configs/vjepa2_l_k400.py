@@ -15,6 +15,7 @@ from configs import vivit_b_k400
 
 def get_config():
     config = vivit_b_k400.get_config()
+    config.init.position_resize = "linear"  # the default: there are no image weights
     config.task.name = "jepa(masks=('blocks(8, 0.15)', 'blocks(2, 0.7)'), width=384, depth=12)"
     config.data.label = ""
     config.model.update(size="L/16x2", classes=0, readout="mean", activation="gelu")

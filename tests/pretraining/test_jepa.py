@@ -331,6 +331,11 @@ def test_a_cool_down_goes_on_with_the_optimiser(run, tmp_path, data_root):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-7), new.params, averaged)
 
 
+def test_the_command_of_the_cool_down_is_a_config():
+    on = ["--config.init.path=runs/vjepa2_l", "--config.init.optimizer=True"]
+    assert read_config(str(ROOT / "configs/vjepa2_l_cooldown_k400.py"), on).init.optimizer
+
+
 def test_an_optimiser_that_does_not_fit_is_refused(run, tmp_path, data_root):
     on = [f"--config.init.path={run}", "--config.init.checkpoint=latest",
           "--config.init.optimizer=True"]  # fmt: skip
