@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vivit.data.pipeline import eval_batches
 from vivit.data.settings import DataSettings, ViewsSettings
 from vivit.data.sources import open_split
-from vivit.data.split import SomeClips, Split
+from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.evaluate import collect, model_for_devices, parse_views
 from vivit.model.settings import ModelSettings
@@ -32,7 +32,7 @@ from vivit.settings import Config
 from vivit.step import make_eval_step
 from vivit.tasks.objective import Objective
 
-ENCODED = 64  # clips of a batch, for a probe that encodes them anew
+ENCODED = 64  # clips of a batch, for a probe that encodes them in each epoch
 AT_ONCE = 2**29  # bytes of tokens that are encoded before a probe gets them
 
 # Name -> (model, variables, clips [B, F, H, W, 3]) -> features [B, ...].
@@ -143,16 +143,21 @@ class Encoder:
             rows |= {kind: rows[kind][:, None] for kind in kinds}
         return {name: rows[name] for name in (*kinds, "indices")}
 
+    def shape(self, kind: str, views: str = "1x1") -> tuple[int, ...]:
+        """Returns the shape of a clip's features in V views, [V, ...]."""
+        of_kind = lambda params, clips: KINDS[kind](self.model, {"params": params}, clips)
+        found, count = (
+            jax.eval_shape(of_kind, self.params, *self.model.example()),
+            parse_views(views),
+        )
+        return count["temporal"] * count["spatial"], *found.shape[1:]
+
     def tokens(self, split: Split, views: str = "1x1") -> "ReadTokens":
         """Returns the tokens of all clips of a split in V views, encoded when they are needed.
 
         By batches of their own, as those of training may be larger than what a probe asks for.
         """
-        count = parse_views(views)
-        seen = jax.eval_shape(
-            lambda x: KINDS["token"](self.model, {"params": x}, *self.model.example()), self.params
-        )
-        shape = (len(split), count["temporal"] * count["spatial"], *seen.shape[1:])
+        shape = (len(split), *self.shape("token", views))
         devices = self.parallel.devices
         batch = min(self.data.batch_size, -(-ENCODED // devices) * devices)
         encoder = replace(self, data=replace(self.data, batch_size=batch))
@@ -167,8 +172,8 @@ class Encoder:
 
 @dataclass(frozen=True)
 class ReadTokens:
-    """The tokens of the clips of a split, which are read and encoded anew each time, so that few of
-    them are in memory. `vivit.pretraining.probes.Tokens`."""
+    """The tokens of the clips of a split, read and encoded each time that they are needed, so that
+    few are in memory. `vivit.pretraining.probes.Tokens`."""
 
     encoder: Encoder
     split: Split
@@ -179,8 +184,8 @@ class ReadTokens:
         of_clip = 4 * math.prod(self.shape[1:])
         several = max(1, AT_ONCE // (of_clip * size)) * size
         for start in range(0, len(order), several):
-            numbers = tuple(order[start : start + several].tolist())
-            part = replace(self.split, reader=SomeClips(self.split.reader, numbers))
+            numbers = order[start : start + several]
+            part = self.split.at(numbers)
             rows = self.encoder.read(part, ("token",), views=self.views)
             if len(rows["token"]) < len(numbers):
                 missing = set(range(len(numbers))) - set(rows["indices"].astype(int).tolist())

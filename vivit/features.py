@@ -14,16 +14,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Shaped
 
 import vivit
 from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
 from vivit.config import parse
-from vivit.data.split import SomeClips, Split
+from vivit.data.split import Split
 from vivit.encoder import KINDS, Encoder, encoder_of_run, encoder_of_weights
-from vivit.evaluate import parse_views
 from vivit.io import locked, read_json, write_json
 from vivit.processes import add_process_arguments, connected, on_first, require_shared
 from vivit.run import Run
@@ -59,7 +57,7 @@ def write_features(
     opened = {name: encoder.open(name) for name in splits}
     about = {
         "kind": kind,
-        "shape": _shape(encoder, kind, views),
+        "shape": encoder.shape(kind, views),
         "views": views,
         "dtype": dtype,
         "format": form,
@@ -77,8 +75,7 @@ def write_features(
             path = folder / name / f"part_{i:05d}.{form}"
             if path.exists():
                 continue
-            numbers = tuple(range(start, min(start + clips, len(split))))
-            part = replace(split, reader=SomeClips(split.reader, numbers))
+            part = split.at(range(start, min(start + clips, len(split))))
             rows = encoder.read(part, (kind,), views=views)
             write = partial(_write_part, path, part, rows["indices"], rows[kind], start, about)
             on_first(write)
@@ -90,13 +87,6 @@ def write_features(
 def _described(split: Split) -> dict[str, Any]:
     classes = {label: list(x.names) for label, x in split.classes.items()}
     return {"clips": len(split), "digest": split.digest, "classes": classes}
-
-
-def _shape(encoder: Encoder, kind: str, views: str) -> list[int]:
-    of_kind = lambda params, clips: KINDS[kind](encoder.model, {"params": params}, clips)
-    found = jax.eval_shape(of_kind, encoder.params, *encoder.model.example())
-    count = parse_views(views)
-    return [count["temporal"] * count["spatial"], *found.shape[1:]]
 
 
 def _clips_of_part(about: Mapping[str, Any], batch_size: int) -> int:

@@ -7,7 +7,6 @@ probed too, and so are the pixels of small frames and their differences, as base
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 import vivit.pretraining.attentive  # noqa: F401 registers a probe
 from vivit.cli import make_parser, run_command, show_log
 from vivit.config import parse
-from vivit.data.split import SomeClips, Split, find_classes, some_numbers
+from vivit.data.split import Split, find_classes, some_numbers
 from vivit.encoder import Encoder
 from vivit.features import FeatureFolder, add_encoder_arguments, chosen_encoder
 from vivit.io import read_json, write_json
@@ -45,7 +44,7 @@ def probe(
 
     clips: how many labelled clips of the training split the probes get, 0 for all. views: of the
     validation and test clips, such as "4x3". splits: to fit to, to choose by and to test on; those
-    of the config and "test" if there are none. stream: reads and encodes the clips anew whenever a
+    of the config and "test" if there are none. stream: reads and encodes the clips whenever a
     probe needs their tokens, which are otherwise held in memory.
 
     Raises ValueError for a label that the data lack, and for more tokens than fit into memory.
@@ -58,13 +57,13 @@ def probe(
     if tokens and not stream:
         _check_memory(encoder, opened, views)
     tables, baselines = {}, {}
-    for name, which in (
-        ("trained", encoder),
-        (f"random {random_seed}", encoder.with_random_parameters(random_seed)),
+    kinds = ("clip", "token") if tokens and not stream else ("clip",)
+    pixels = tuple(BASELINES) if encoder.model.config.clip[0] > 1 else ("pixels",)  # one frame
+    random = encoder.with_random_parameters(random_seed)
+    for name, which, of_pixels in (
+        ("trained", encoder, pixels),  # these are read once
+        (f"random {random_seed}", random, ()),
     ):
-        kinds = ("clip", "token") if tokens and not stream else ("clip",)
-        several = encoder.model.config.clip[0] > 1  # frames, to differ
-        of_pixels = () if tables else tuple(BASELINES) if several else ("pixels",)
         features, others = [], {kind: [] for kind in of_pixels}
         for i, (split, of_clips) in enumerate(zip(opened, labels, strict=True)):
             of_split = views if i else "1x1"
@@ -72,8 +71,7 @@ def probe(
             numbers = rows["indices"].astype(int)
             found = KeptTokens(rows["token"]) if "token" in rows else None
             if tokens and stream:  # of the clips that can be read
-                readable = SomeClips(split.reader, tuple(numbers.tolist()))
-                found = which.tokens(replace(split, reader=readable), of_split)
+                found = which.tokens(split.at(numbers), of_split)
             values = rows["clip"].astype(np.float64)
             features.append(Features(values, of_clips[numbers], found))
             for kind in of_pixels:
@@ -157,7 +155,7 @@ def _check_memory(encoder: Encoder, splits: Sequence[Split], views: str) -> None
     if size > MEMORY:
         raise ValueError(
             f"the tokens of all clips take {size / 1e9:.0f} GB; give fewer --clips, or --stream to "
-            "encode them anew in each epoch"
+            "encode them in each epoch"
         )
 
 

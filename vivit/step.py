@@ -81,7 +81,7 @@ def start_from(state: TrainState, params: Params) -> TrainState:
 
 def resume_optimizer(state: TrainState, saved: TrainState) -> TrainState:
     """Returns a state at its first step with the parameters and the optimiser of a saved one; the
-    schedule of the learning rate begins anew."""
+    schedule of the learning rate starts again."""
     begins = lambda x: isinstance(x, optax.ScaleByScheduleState)
     choose = lambda old, new: new if begins(new) else old
     opt_state = jax.tree.map(choose, saved.opt_state, state.opt_state, is_leaf=begins)

@@ -1,4 +1,4 @@
-"""What pixels do for a class, against NumPy that covers and adds up by hand."""
+"""Attributions of pixels to the logit of a class, against explicit loops in NumPy."""
 
 import jax
 import jax.numpy as jnp

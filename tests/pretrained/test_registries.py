@@ -135,8 +135,8 @@ def test_a_registered_writer_is_what_runs(register, tmp_path):
 def test_the_options_are_listed_once(capsys):
     """`load` and the command line take the fields of LoadOptions, and configs those and five."""
     names = {field.name for field in fields(LoadOptions)}
-    own = {"path", "model", "allow", "optimizer", "sha256"}
-    assert {f.name for f in fields(InitSettings)} == names | own
+    of_configs = {"path", "model", "allow", "optimizer", "sha256"}
+    assert {f.name for f in fields(InitSettings)} == names | of_configs
     assert Config().init == InitSettings()
     for name in names - {"source_clip", "checkpoint"}:
         with pytest.raises(ValueError, match=r"unknown|no classes"):

@@ -310,7 +310,7 @@ def test_pre_training_resumes_from_encoder_and_predictor(run, tmp_path, data_roo
         train(config_of(data_root, *start, wider), tmp_path / "other")
 
 
-def test_a_cool_down_goes_on_with_the_optimiser(run, tmp_path, data_root):
+def test_a_cool_down_resumes_the_optimiser(run, tmp_path, data_root):
     """Clips of half the length, and a schedule of its own; moments and averages are the run's."""
     on = [f"--config.init.path={run}", "--config.init.checkpoint=latest",
           "--config.init.optimizer=True", "--config.model.clip=(8, 32, 32)",

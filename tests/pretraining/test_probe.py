@@ -144,7 +144,7 @@ def test_a_run_is_probed_next_to_random_parameters(tiny_run, capsys):
     assert same["trained"] == same["random 0"] == again["random 0"]
 
 
-def test_tokens_that_are_encoded_anew_are_those_in_memory(tiny_run, monkeypatch):
+def test_tokens_of_a_stream_are_those_in_memory(tiny_run, monkeypatch):
     encoder = encoder_of_run(Run(tiny_run, "latest"))
     options = {"label": "digit", "clips": 20, "views": "1x1"}
     kind = "attentive(blocks=1, heads=2, epochs=3, batch=8, rates=(1e-2,), decays=(0.1,))"

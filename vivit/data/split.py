@@ -1,6 +1,6 @@
 """One split of a data set, whatever its clips are stored in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,8 +76,11 @@ class Split:
         of them for 0. Fewer clips are some of those of more. ValueError if the split has fewer."""
         if not clips:
             return self
-        numbers = some_numbers(len(self), clips, of=f"split {self.split!r} of {self.name}")
-        return replace(self, reader=SomeClips(self.reader, numbers))
+        return self.at(some_numbers(len(self), clips, of=f"split {self.split!r} of {self.name}"))
+
+    def at(self, numbers: Iterable[Any]) -> "Split":
+        """Returns the split with the clips of these numbers, in their order."""
+        return replace(self, reader=SomeClips(self.reader, tuple(map(int, numbers))))
 
     @property
     def class_names(self) -> tuple[str, ...]:

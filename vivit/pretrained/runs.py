@@ -1,6 +1,8 @@
 """Runs of vivit.train, their single checkpoints, and the portable folders that `export` writes."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,8 @@ from vivit.model.upgrade import upgrade_model
 from vivit.pretrained.files import Archive, Arrays, flat_params, read_json_object
 from vivit.pretrained.sources import LoadHints, SourceModel, source
 from vivit.records import record
-from vivit.tasks import Classify, make_objective
+from vivit.settings import Config
+from vivit.tasks import Classify, Objective, make_objective
 
 FORMAT = "vivit"  # in the config.json of a portable folder
 
@@ -37,12 +40,7 @@ def read_run(path: Path, *, checkpoint: str) -> Archive:
     checkpoint: "best" (the newest, if none has a score), "latest" or a training step. The path may
     be that of a checkpoint, RUN/checkpoints/STEP.
     """
-    path, checkpoint = _folder_and_checkpoint(path, checkpoint)
-    run = read_workdir(path)
-    import_modules(run.imports, copies=path / IMPORTS)
-    task = make_objective(run.task.name, run.heads)
-    with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
-        step = _resolve(checkpoints, checkpoint)
+    with _open(path, checkpoint) as (path, run, task, checkpoints, step):
         params, around = task.split(checkpoints.read_params(step))
         arrays = flat_params({**params, **({"around": around} if around else {})})
     config = path / "config.json"
@@ -61,12 +59,7 @@ def read_state(run: str, like: State, *, checkpoint: str) -> State:
     path = Path(run).expanduser()
     if not is_run(path):
         raise ValueError(f"{path} is not a run of vivit.train, so it has no optimiser to resume")
-    path, checkpoint = _folder_and_checkpoint(path, checkpoint)
-    config = read_workdir(path)
-    import_modules(config.imports, copies=path / IMPORTS)
-    best = make_objective(config.task.name, config.heads).best
-    with Checkpoints(path / "checkpoints", best=best) as checkpoints:
-        step = _resolve(checkpoints, checkpoint)
+    with _open(path, checkpoint) as (path, _, _, checkpoints, step):
         try:
             return checkpoints.restore(step, like)[0]
         except ValueError as error:
@@ -77,21 +70,25 @@ def read_state(run: str, like: State, *, checkpoint: str) -> State:
             ) from None
 
 
-def _folder_and_checkpoint(path: Path, checkpoint: str) -> tuple[Path, str]:
-    """Returns the folder of a run and the name of a checkpoint, for the path of either."""
+@contextmanager
+def _open(
+    path: Path, checkpoint: str
+) -> Iterator[tuple[Path, Config, Objective, Checkpoints, int]]:
+    """Yields the folder of a run, its config, task and checkpoints, and the step of the one that is
+    named, for the path of a run or of a checkpoint; "best" is the newest if none has a score."""
     if path.parent.name == "checkpoints":
-        return path.parent.parent, path.name
-    return path, checkpoint
-
-
-def _resolve(checkpoints: Checkpoints, name: str) -> int:
-    """Returns the step of a checkpoint; the newest for "best" if none has a score."""
-    try:
-        return checkpoints.resolve(name)
-    except ValueError as error:
-        if name != "best" or "score" not in str(error):
-            raise
-        return checkpoints.resolve("latest")
+        path, checkpoint = path.parent.parent, path.name
+    run = read_workdir(path)
+    import_modules(run.imports, copies=path / IMPORTS)
+    task = make_objective(run.task.name, run.heads)
+    with Checkpoints(path / "checkpoints", best=task.best) as checkpoints:
+        try:
+            step = checkpoints.resolve(checkpoint)
+        except ValueError as error:
+            if checkpoint != "best" or "score" not in str(error):
+                raise
+            step = checkpoints.resolve("latest")
+        yield path, run, task, checkpoints, step
 
 
 def content_hash(arrays: Arrays) -> str:

@@ -228,18 +228,18 @@ class Jepa(Pretraining):
         self.probe = probe
         sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
         self._predictor = partial(narrow_layers, **sizes, norm=True)
-        self._tokens: dict[str, Any] = {"tokens": mask_tokens, "token": mask_token}
         if context < 0:
             raise ValueError(f"task jepa: {context=} is a weight of at least 0")
         self._levels, self._context = levels, context
+        self._fields: dict[str, Any] = {"tokens": mask_tokens, "token": mask_token,
+                                        "levels": levels, "context": context}  # fmt: skip
         self.strengths = ("context",) if context else ()
 
     def network(self, model: ViViT) -> JointEmbedding:
         config = model.config
         self.check_model(config)
         counts = tuple(mask.counts(config.grid) for mask in self.masks)
-        of_seen: dict[str, Any] = {"levels": self._levels, "context": self._context}
-        return JointEmbedding(config, self._predictor(config), counts, **self._tokens, **of_seen)
+        return JointEmbedding(config, self._predictor(config), counts, **self._fields)
 
     def prepare(self, network: Network, batch: Batch, key: Array) -> Batch:
         """Adds the tokens "seen_I" and "wanted_I" of each clip by mask I."""

@@ -266,9 +266,8 @@ def blocks_in_order(
     of what is left out is in the last time steps. Its default is the smallest of about 24 clips."""
     drawn, steps = Blocks(count, scale, least, most), grid[0]
     seen, wanted = (steps * n for n in _places_of(drawn, grid, quantile))
-    found, others = cut_in_order(
-        jnp.tile(drawn.draw(jax.random.split(key), grid), steps), seen, wanted
-    )
+    hidden = jnp.tile(drawn.draw(jax.random.split(key), grid), steps)
+    found, others = cut_in_order(hidden, seen, wanted)
     return found[None], others
 
 
