@@ -127,7 +127,7 @@ def encode_clip(row: ClipRow, root: str | Path, spec: Spec) -> tuple[dict[str, A
     )
     view = payload.data
     sha256 = hashlib.sha256(view).hexdigest()
-    shown = ticks, values["width"], values["height"], values.pop("pixels", sha256)
+    shown = ticks, values["width"], values["height"], sha256
     meta = {
         **values,
         "ticks": ticks,
