@@ -8,7 +8,7 @@ import pytest
 import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import capture, heat_on_frames, overlay, rollout
-from vivit.analysis.capture import _over_time, _weights
+from vivit.analysis.attention import _over_time, _weights
 from vivit.analysis.overlay import relative_entropy
 from vivit.analysis.rollout import _rollout
 from vivit.model import stack_layers

@@ -1,7 +1,9 @@
 """Where a video transformer looks."""
 
+from vivit.analysis.attention import Attention
 from vivit.analysis.attribution import attribute
-from vivit.analysis.capture import Attention, AttentionMaps, capture
+from vivit.analysis.capture import AttentionMaps, capture
+from vivit.analysis.kept import Kept
 from vivit.analysis.overlay import heat_on_frames, overlay
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
@@ -9,6 +11,7 @@ from vivit.analysis.run import Run, open_run
 __all__ = [
     "Attention",
     "AttentionMaps",
+    "Kept",
     "Run",
     "attribute",
     "capture",

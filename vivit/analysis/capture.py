@@ -1,160 +1,21 @@
-"""Attention weights of a model, whatever its patterns and kernel.
+"""Attention of a model in some clips, whatever its patterns and kernel."""
 
-Only queries and keys are kept. A pattern with given queries and keys is a linear map of its
-values, so weights are read off it by passing values that mark the keys; sums of weights come at
-the cost of those sums, without the whole map.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vivit.attention import KERNELS, Kernel, Pattern
-from vivit.axes import Clips, HeadGrid, KeyGrid, Logits, MixedGrid, ValueGrid
+from vivit.analysis.attention import Attention
+from vivit.analysis.kept import Kept, Queries, concatenate, keep
+from vivit.attention import Pattern
+from vivit.axes import Clips, Logits
 from vivit.model import ViViT
-from vivit.model.attention import CAPTURED, make_attend
-from vivit.model.layout import Layout
-from vivit.model.places import Places, check_places, put
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["q", "k", "context", "source", "places"],
-    meta_fields=["stage", "layer", "pattern", "layout", "grid", "kernel", "soft_cap"],
-)
-@dataclass(frozen=True, repr=False)
-class Attention:
-    """One attention of one block, on its stage's grid. A JAX pytree of its arrays.
-
-    pattern: the registered pattern, with its options. layout: of the grid that the attention gets,
-    without the extra tokens that the block leaves out. grid: the clip's, T and S. context: arrays
-    that the pattern gets by keyword. source: [B, T, S, P], which of the grid's P spatial tokens the
-    S tokens come from, if a reduction has moved them; else None. places: of the tokens on the
-    clip's grid, if they are not all of them; else None.
-    """
-
-    q: HeadGrid
-    k: KeyGrid
-    stage: int
-    layer: int
-    pattern: Pattern
-    layout: Layout
-    grid: tuple[int, int]
-    kernel: Kernel
-    soft_cap: float = 0.0
-    context: Mapping[str, Any] = field(default_factory=dict)
-    source: Float[Array, "B T S P"] | None = None
-    places: Places | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.name}: queries {self.q.shape}>"
-
-    @property
-    def name(self) -> str:
-        return f"stage {self.stage}, layer {self.layer}, {self.pattern.label}"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Clips, time steps and spatial tokens of the stage's grid, and heads of the values."""
-        b, t, s, _, _ = self.q.shape
-        spatial = s if self.source is None else self.source.shape[-1]
-        return b, t, spatial, self.k.shape[3]
-
-    def mix(self, v: ValueGrid) -> MixedGrid:
-        """Returns attention weights times values [B, T, S, g, c], for any number of channels c.
-
-        Both are on the stage's grid, also where tokens are reduced: a token's value is then the
-        mean of its spatial tokens by `source`, a spatial token gets the mean of its tokens' results
-        by their part in it, and a dropped one gets 0.
-        """
-        if self.source is None:
-            return self.mix_tokens(v)
-        out = self.mix_tokens(jnp.einsum("BTRS,BTSgc->BTRgc", self.source, v))
-        total = self.source.sum(axis=2, keepdims=True)
-        parts = self.source / jnp.where(total == 0, 1, total)
-        return jnp.einsum("BTRS,BTRhc->BTShc", parts, out)
-
-    def mix_tokens(self, v: ValueGrid) -> MixedGrid:
-        """Returns attention weights times values on the grid of the tokens that attend."""
-        # Maps want any channels, any lengths and float32, which not every kernel offers, and no
-        # more memory than their own.
-        kernel = KERNELS["chunked"] if self.kernel.softmax else self.kernel
-        attend = make_attend(kernel, self.soft_cap)
-        context = {"space": self.layout.space, "layer": self.layer, **self.context}
-        return self.pattern(self.q, self.k, v, attend, **context)
-
-    def weights(self, *, chunk: int = 64) -> Float[Array, "B h Tq Sq Tk Sk"]:
-        """Returns all weights: every row (t_q, s_q) sums to 1 over (t_k, s_k), less what goes to
-        class tokens and registers, which are left out. They are on the clip's grid: tokens that
-        were not seen have rows and columns of zeros.
-
-        Made `chunk` keys at a time, but the result itself has h·(T·S)² numbers per clip.
-        """
-        return _weights(self._of_any_layer, chunk)
-
-    def over_time(self) -> Float[Array, "B h Tq Tk"]:
-        """Returns weights between time steps, summed over keys and averaged over queries in space.
-
-        Class tokens and registers are left out, so rows sum to less than 1 where there are any; the
-        row of a time step of which no token was seen is 0.
-        """
-        return _over_time(self._of_any_layer)
-
-    @property
-    def _of_any_layer(self) -> "Attention":
-        """The same attention with the numbers of a first layer, unless its pattern goes by them, so
-        that one compiled function is that of all layers that are alike."""
-        layer = self.layer if "layer" in self.pattern.context_args else 0
-        return replace(self, stage=0, layer=layer)
-
-
-# Compiled once for attentions of one pattern and shape, whatever the layer and the clips.
-
-
-@partial(jax.jit, static_argnums=1)
-def _weights(attention: Attention, chunk: int) -> Float[Array, "B h Tq Sq Tk Sk"]:
-    b, t, s, g = attention.shape
-    chunk = min(chunk, t * s)
-
-    def to_keys(start: Array) -> MixedGrid:
-        marks = (jnp.arange(t * s)[:, None] == start + jnp.arange(chunk)).astype(jnp.float32)
-        marks = marks.reshape(1, t, s, 1, chunk)
-        return attention.mix(jnp.broadcast_to(marks, (b, t, s, g, chunk)))
-
-    maps = jax.lax.map(to_keys, jnp.arange(0, t * s, chunk))  # [parts, B, T, S, h, chunk]
-    maps = jnp.moveaxis(maps, (0, 4), (4, 1))  # [B, h, T, S, parts, chunk], with extra tokens
-    maps = maps.reshape(*maps.shape[:4], -1)[..., : t * s].reshape(*maps.shape[:4], t, s)
-    maps = attention.layout.remove(maps, axes=(2, 3))
-    maps = attention.layout.remove(maps, axes=(4, 5))
-    places, grid = attention.places, attention.grid
-    if places is None:
-        return maps
-    maps = put(jnp.moveaxis(maps, 1, -1), places, grid)  # [B, Tq, Sq, tk, sk, h]
-    maps = put(jnp.moveaxis(maps, (3, 4), (1, 2)), places, grid)
-    return jnp.moveaxis(maps, (1, 2, 5), (4, 5, 1))
-
-
-@jax.jit
-def _over_time(attention: Attention) -> Float[Array, "B h Tq Tk"]:
-    b, t, s, g = attention.shape
-    layout, places = attention.layout, attention.places
-    plain = layout.remove(jnp.ones((b, t, s, g, 1)))  # fixes the clip's own T and S
-    steps, spatial = plain.shape[1:3]
-    of_step = jnp.broadcast_to(jnp.eye(steps)[:, None], (b, steps, spatial, steps))
-    if places is not None:
-        steps, space = attention.grid
-        of_step = jax.nn.one_hot(places // space, steps)
-    marks = jnp.broadcast_to(of_step[:, :, :, None], (*of_step.shape[:3], g, steps))
-    sent = layout.remove(attention.mix(layout.insert(marks)))  # [B, t, s, h, Tk]
-    if places is None:
-        return jnp.moveaxis(sent.mean(axis=2), 2, 1)
-    count = jnp.maximum(of_step.sum(axis=(1, 2)), 1)[:, None, :, None]
-    return jnp.einsum("BtsT,BtshK->BhTK", of_step, sent) / count
+from vivit.model.attention import CAPTURED
+from vivit.model.places import Places, check_places
 
 
 @partial(
@@ -189,20 +50,39 @@ class AttentionMaps:
         names = ", ".join(attention.name for attention in self.attentions)
         return f"<attention maps of {self.logits.shape[0]} clips: {names}>"
 
-    def of(self, *, pattern: str | None = None, stage: int | None = None) -> list[Attention]:
-        """Returns the attentions of a pattern ("window", with or without options) or of a stage.
+    def of(
+        self, *, pattern: str | None = None, stage: int | None = None, layer: int | None = None
+    ) -> list[Attention]:
+        """Returns the attentions of a pattern ("window", with or without options), of a stage or of
+        a layer of their stage.
 
         Raises ValueError that lists all attentions if none fits.
         """
         found = [
             a
             for a in self.attentions
-            if pattern in (None, a.pattern.name, a.pattern.label) and stage in (None, a.stage)
+            if pattern in (None, a.pattern.name, a.pattern.label)
+            and stage in (None, a.stage)
+            and layer in (None, a.layer)
         ]
         if not found:
-            known = sorted({(a.stage, a.pattern.label) for a in self.attentions})
-            raise ValueError(f"no attention with {pattern=} and {stage=}; there are {known}")
+            known = "; ".join(a.name for a in self.attentions)
+            raise ValueError(
+                f"no attention with {pattern=}, {stage=}, {layer=}; there are: {known}"
+            )
         return found
+
+    def keep(self, *want: str, queries: Queries = ()) -> Kept:
+        """Returns summaries of all attentions, without making all weights.
+
+        want: names of SUMMARIES, such as "entropy" or "top(8)". queries: (t, y, x) on the clip's
+        grid, whose weights are kept as the array "rows"; a stage that has pooled space has those of
+        its time step.
+
+        Raises ValueError for an unknown summary, a query off the grid, and for more than a device's
+        memory holds.
+        """
+        return keep(self.attentions, self.model.config, want, queries)
 
     def weights(self, **chosen: Any) -> Float[Array, "L B h Tq Sq Tk Sk"]:
         """`Attention.weights` of all layers that `of(**chosen)` gives, which share one grid."""
@@ -213,13 +93,63 @@ class AttentionMaps:
         return jnp.stack([a.over_time() for a in self.of(**chosen)])
 
 
-def capture(model: ViViT, params: Any, clips: Clips, places: Places | None = None) -> AttentionMaps:
-    """Runs clips through a model and keeps its queries and keys.
+@overload
+def capture(
+    model: ViViT, params: Any, clips: Clips, places: Places | None = None
+) -> AttentionMaps: ...
+
+
+@overload
+def capture(
+    model: ViViT,
+    params: Any,
+    clips: Clips,
+    places: Places | None = None,
+    *,
+    want: Sequence[str],
+    queries: Queries = (),
+    chunk: int | None = None,
+) -> Kept: ...
+
+
+def capture(
+    model: ViViT,
+    params: Any,
+    clips: Clips,
+    places: Places | None = None,
+    *,
+    want: Sequence[str] | None = None,
+    queries: Queries = (),
+    chunk: int | None = None,
+) -> AttentionMaps | Kept:
+    """Runs clips through a model and keeps its queries and keys, or summaries of its attention.
 
     places: of the tokens that are seen, as in `ViViT.encode`; None for all. Maps and rollout are on
-    the whole grid of the clip all the same. Raises ValueError for a model that cannot encode some
-    of the tokens.
+    the whole grid of the clip all the same. want: what is kept instead of the queries and keys, and
+    queries: as in `AttentionMaps.keep`. chunk: how many clips run at a time, which bounds the
+    memory; None for all. Clips that are sharded over devices give maps that are.
+
+    Raises ValueError for a model that cannot encode some of the tokens, for a chunk below 1, and as
+    `AttentionMaps.keep`.
     """
+    if want is None and not queries:
+        if chunk is not None:
+            raise ValueError(
+                f"{chunk=} does nothing without want, as all queries and keys are kept"
+            )
+        return _capture(model, params, clips, places)
+    chunk = len(clips) if chunk is None else chunk
+    if chunk < 1:
+        raise ValueError(f"{chunk=} is not at least 1")
+    kept = []
+    for first in range(0, len(clips), chunk):
+        part = slice(first, first + chunk)
+        maps = _capture(model, params, clips[part], None if places is None else places[part])
+        kept.append(maps.keep(*want or (), queries=queries))
+    return concatenate(kept)
+
+
+def _capture(model: ViViT, params: Any, clips: Clips, places: Places | None) -> AttentionMaps:
     if places is not None:
         check_places(model.config, lines=places.shape[1] > 1)
     steps, rows, columns = model.config.grid

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from vivit.model.places import Places, take
 
@@ -35,8 +35,8 @@ class Layout:
         return replace(self, axis="", class_token=False, registers=0)
 
     def insert(
-        self, x: Float[Array, "B T S ..."], tokens: Float[Array, "extra ..."] | None = None
-    ) -> Float[Array, "B T2 S2 ..."]:
+        self, x: Shaped[Array, "B T S ..."], tokens: Shaped[Array, "extra ..."] | None = None
+    ) -> Shaped[Array, "B T2 S2 ..."]:
         """Returns the clip's grid with the extra tokens [extra, ...] before it; None for zeros."""
         if not self.axis:
             return x

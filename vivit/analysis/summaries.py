@@ -1,0 +1,146 @@
+"""Summaries of attention weights, by name: what of the weights is kept, made without all of them.
+
+A summary is a function of one attention, jitted once for a pattern and shape. `capture(want=...)`
+and `AttentionMaps.keep` make those that are asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vivit.analysis.attention import Attention, mean_over
+from vivit.model.config import ModelConfig
+from vivit.registry import OptionRegistry, Options, options_of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A registered summary.
+
+    make: (attention, config, **options) -> array -> its values, [B, ...]. arrays: name -> the names
+    of its axes after the first one of clips: "head", "extra", "rank", and "t" and "s" of queries
+    and keys, as "t_q".
+    """
+
+    make: Callable[..., dict[str, Array]]
+    arrays: dict[str, tuple[str, ...]]
+    options: Options = field(default_factory=Options)
+
+
+SUMMARIES: OptionRegistry[Summary] = OptionRegistry("summary of attention")
+
+
+def summary(**arrays: str):
+    """Returns a decorator that registers a function as a summary of its name; see `Summary`.
+
+    arrays: name of an array -> its axes, separated by spaces. A function of a single array may
+    return it as it is. Keyword-only arguments are options, each with a default.
+    """
+
+    def register(make):
+        def make_all(attention: Attention, config: ModelConfig, **options) -> dict[str, Array]:
+            made = make(attention, config, **options)
+            return made if isinstance(made, dict) else {next(iter(arrays)): made}
+
+        axes = {name: tuple(text.split()) for name, text in arrays.items()}
+        SUMMARIES.add(make.__name__, Summary(make_all, axes, options_of(make)))
+        return make
+
+    return register
+
+
+@summary(full="head t_q s_q t_k s_k")
+def full(attention: Attention, config: ModelConfig) -> Array:
+    """All weights: h·(T·S)² numbers per clip."""
+    return attention.weights()
+
+
+@summary(over_time="head t_q t_k")
+def over_time(attention: Attention, config: ModelConfig) -> Array:
+    """Weights between time steps, summed over keys and averaged over queries in space."""
+    return attention.over_time()
+
+
+@summary(over_space="head s_q s_k")
+def over_space(attention: Attention, config: ModelConfig) -> Array:
+    """Weights between places, summed over keys and averaged over queries in time."""
+    t, s = attention.clip_grid
+    sums = attention.sums(np.broadcast_to(np.arange(s), (t, s)))[..., :s]
+    return mean_over(attention, sums, "t")
+
+
+@summary(to_extra="head extra t_q s_q")
+def to_extra(attention: Attention, config: ModelConfig) -> Array:
+    """What of each query's weights goes to class tokens and registers."""
+    return jnp.moveaxis(attention.sums(np.zeros(attention.clip_grid, int))[..., 1:], -1, 2)
+
+
+@summary(of_extra="head extra t_k s_k")
+def of_extra(attention: Attention, config: ModelConfig) -> Array:
+    """Where class tokens and registers look; see `Attention.rows_of_extra`."""
+    return attention.rows_of_extra()
+
+
+@summary(entropy="head t_q s_q")
+def entropy(attention: Attention, config: ModelConfig) -> Array:
+    """Entropy of each query's weights, in nats, with those of class tokens and registers; the class
+    tokens of several time steps count as one key."""
+    t, s = attention.clip_grid
+    b, h = attention.q.shape[0], attention.q.shape[3]
+
+    def add(total: Array, weights: Array, _: Array) -> tuple[Array, None]:
+        weights = jnp.abs(weights)  # marks may come back as -0.0
+        return total - jax.scipy.special.xlogy(weights, weights).sum(axis=-1), None
+
+    every = np.arange(t * s).reshape(t, s)
+    total, _ = attention.fold(add, jnp.zeros((b, t, s, h)), every)
+    return jnp.moveaxis(total, 3, 1)
+
+
+@summary(distance_in_space="head t_q s_q", distance_in_time="head t_q s_q")
+def distance(attention: Attention, config: ModelConfig) -> dict[str, Array]:
+    """Mean distance of each query to its keys, by weight: in space in pixels, between the middles
+    of tokens, and in time in frames of the clip. ViT (2010.11929), section 4.5, for video. What
+    goes to class tokens and registers has no distance and does not count."""
+    t, s = attention.clip_grid
+    frames, height, width = config.tubelet
+    grid = replace(attention.layout.bare, steps=t)  # of all tokens, also where some were not seen
+    at = np.asarray(grid.coordinates()) * (frames, height, width)
+    places, steps = at[0, :, 1:], at[:, 0, 0]
+    apart = jnp.asarray(np.linalg.norm(places[:, None] - places, axis=-1))
+    between = jnp.asarray(np.abs(steps[:, None] - steps))
+    to_places = attention.sums(np.broadcast_to(np.arange(s), (t, s)))[..., :s]
+    to_steps = attention.sums(np.broadcast_to(np.arange(t)[:, None], (t, s)))[..., :t]
+    total = to_steps.sum(axis=-1)
+    total = jnp.where(total == 0, 1, total)
+    return {
+        "distance_in_space": jnp.einsum("BhTSP,SP->BhTS", to_places, apart) / total,
+        "distance_in_time": jnp.einsum("BhTSU,TU->BhTS", to_steps, between) / total,
+    }
+
+
+@summary(top_weight="head t_q s_q rank", top_place="head t_q s_q rank")
+def top(attention: Attention, config: ModelConfig, *, keys: int = 8) -> dict[str, Array]:
+    """The keys with the largest weights of each query, from the largest: their weights, and their
+    places t·S + s on the stage's grid; all keys of a stage that has fewer. Class tokens and
+    registers are not among them."""
+    t, s = attention.clip_grid
+    b, h = attention.q.shape[0], attention.q.shape[3]
+    keys = min(keys, t * s)
+
+    def merge(best: tuple[Array, Array], weights: Array, numbers: Array):
+        kept, places = best
+        weights = jnp.where(numbers < t * s, weights, -1)
+        numbers = jnp.broadcast_to(numbers, weights.shape)
+        largest, at = jax.lax.top_k(jnp.concatenate([kept, weights], axis=-1), keys)
+        everything = jnp.concatenate([places, numbers], axis=-1)
+        return (largest, jnp.take_along_axis(everything, at, axis=-1)), None
+
+    start = (jnp.full((b, t, s, h, keys), -1.0), jnp.zeros((b, t, s, h, keys), jnp.int32))
+    every = np.arange(t * s).reshape(t, s)
+    (weights, places), _ = attention.fold(merge, start, every)
+    return {"top_weight": jnp.moveaxis(weights, 3, 1), "top_place": jnp.moveaxis(places, 3, 1)}
