@@ -1,5 +1,6 @@
 """Where a video transformer looks."""
 
+from vivit.analysis import relevance as relevance  # it registers its methods
 from vivit.analysis.attention import Attention
 from vivit.analysis.attribution import attribute
 from vivit.analysis.capture import AttentionMaps, capture

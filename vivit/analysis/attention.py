@@ -26,7 +26,7 @@ CHUNK = 64  # marks that are passed at a time: as many channels as a head's valu
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q", "k", "context", "source", "places"],
+    data_fields=["q", "k", "context", "source", "places", "values", "gradient", "value_norms"],
     meta_fields=["stage", "layer", "pattern", "layout", "grid", "kernel", "soft_cap"],
 )
 @dataclass(frozen=True, repr=False)
@@ -38,6 +38,10 @@ class Attention:
     that the pattern gets by keyword. source: [B, T, S, P], which of the grid's P spatial tokens the
     S tokens come from, if a reduction has moved them; else None. places: of the tokens on the
     clip's grid, if they are not all of them; else None.
+
+    What only some methods need, else None, on the grid of the tokens that attend: values: of the
+    forward pass. gradient: of a score, by what the attention mixed. value_norms: [B, T, S, h], by
+    which weights are multiplied.
     """
 
     q: HeadGrid
@@ -52,6 +56,9 @@ class Attention:
     context: Mapping[str, Any] = field(default_factory=dict)
     source: Float[Array, "B T S P"] | None = None
     places: Places | None = None
+    values: ValueGrid | None = None
+    gradient: MixedGrid | None = None
+    value_norms: Float[Array, "B T S h"] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: queries {self.q.shape}>"
@@ -83,12 +90,16 @@ class Attention:
 
     def mix_tokens(self, v: ValueGrid) -> MixedGrid:
         """Returns attention weights times values on the grid of the tokens that attend."""
+        k = self.k
+        if self.value_norms is not None:
+            k, v = (jnp.repeat(x, self.q.shape[3] // x.shape[3], axis=3) for x in (k, v))
+            v = v * self.value_norms[..., None]
         # Maps want any channels, any lengths and float32, which not every kernel offers, and no
         # more memory than their own.
         kernel = KERNELS["chunked"] if self.kernel.softmax else self.kernel
         attend = make_attend(kernel, self.soft_cap)
         context = {"space": self.layout.space, "layer": self.layer, **self.context}
-        return self.pattern(self.q, self.k, v, attend, **context)
+        return self.pattern(self.q, k, v, attend, **context)
 
     @property
     def clip_grid(self) -> tuple[int, int]:

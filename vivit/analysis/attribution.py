@@ -1,7 +1,7 @@
-"""What the score of a class is made of, by methods that look at no attention.
+"""What the score of a class is made of, by the name of a method.
 
-`attribute(method, model, params, clips, classes)` by the name of a method; those here need nothing
-but a model's logits, so that they are baselines for maps of attention.
+Those here need nothing but a model's logits, so that they are baselines for methods that read
+attention, which are in relevance.py.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vivit.axes import Clips
 from vivit.model import ViViT
@@ -23,13 +23,34 @@ from vivit.registry import OptionRegistry, Options, Registry, options_of
 
 Attributions = Float[Array, "B T S"]
 FloatClips = Float[Array, "B F H W C"]
-Scores = Callable[[FloatClips], Float[Array, " B"]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a method attributes: the logits of one class of each clip. clips: as floats."""
+
+    model: ViViT
+    params: Any
+    clips: FloatClips
+    classes: Int[Array, " B"]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def scores(self, clips: FloatClips) -> Float[Array, " B"]:
+        """Returns the logits of the classes for other clips of the same shape."""
+        logits = self.model.apply({"params": self.params}, clips)
+        return jnp.take_along_axis(logits, self.classes[:, None], axis=1)[:, 0]  # pyright: ignore
+
+    def gradient(self, clips: FloatClips) -> FloatClips:
+        """Returns the gradient of `scores` by the pixels of other clips."""
+        return jax.grad(lambda x: self.scores(x).sum())(clips)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: `attribute(scores, clips, config, **options)`, where `scores` maps clips
-    of floats to the logit of each one's class."""
+    """A registered method: `attribute(subject, **options)`, on the clip's grid."""
 
     attribute: Callable[..., Attributions]
     options: Options = field(default_factory=Options)
@@ -77,53 +98,40 @@ def attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) 
 @partial(jax.jit, static_argnums=(0, 1))
 def _attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) -> Attributions:
     entry = METHODS[name]
-
-    def scores(x: FloatClips) -> Float[Array, " B"]:
-        logits = model.apply({"params": params}, x)
-        return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]  # pyright: ignore
-
     floats = as_floats(clips, model.config).astype(jnp.float32)
-    return entry.attribute(scores, floats, model.config, **entry.options)
+    return entry.attribute(Subject(model, params, floats, classes), **entry.options)
 
 
 @method("integrated_gradients")
-def integrated_gradients(
-    scores: Scores, clips: FloatClips, config: ModelConfig, *, steps: int = 32
-) -> Attributions:
+def integrated_gradients(subject: Subject, *, steps: int = 32) -> Attributions:
     """Integrated gradients (1703.01365) on a straight line from a clip of zeros, which is the mean
     colour, at the midpoints of `steps` parts. They add up to the score less that of such a clip."""
 
     def add(total: FloatClips, part: Array) -> tuple[FloatClips, None]:
-        return total + _gradient(scores, part * clips), None
+        return total + subject.gradient(part * clips), None
 
+    clips = subject.clips
     parts = (jnp.arange(steps) + 0.5) / steps
     total, _ = jax.lax.scan(add, jnp.zeros_like(clips), parts)
-    return _of_tokens(clips * total / steps, config)
+    return _of_tokens(clips * total / steps, subject.config)
 
 
 @method("smoothgrad")
-def smoothgrad(
-    scores: Scores,
-    clips: FloatClips,
-    config: ModelConfig,
-    *,
-    samples: int = 16,
-    noise: float = 0.15,
-) -> Attributions:
+def smoothgrad(subject: Subject, *, samples: int = 16, noise: float = 0.15) -> Attributions:
     """SmoothGrad (1706.03825): the size of the mean gradient over noisy copies of the clip.
 
     noise: standard deviation, as a part of the range of a clip's pixels. Always the same draws.
     """
-    axes = (1, 2, 3, 4)
+    axes, clips = (1, 2, 3, 4), subject.clips
     spread = clips.max(axis=axes, keepdims=True) - clips.min(axis=axes, keepdims=True)
 
     def add(total: FloatClips, key: Array) -> tuple[FloatClips, None]:
         noisy = clips + noise * spread * jax.random.normal(key, clips.shape)
-        return total + _gradient(scores, noisy), None
+        return total + subject.gradient(noisy), None
 
     keys = jax.random.split(jax.random.key(0), samples)
     total, _ = jax.lax.scan(add, jnp.zeros_like(clips), keys)
-    return _of_tokens(jnp.abs(total) / samples, config)
+    return _of_tokens(jnp.abs(total) / samples, subject.config)
 
 
 # Name -> (T, S) -> the number of each token's group; those of a group are covered together.
@@ -134,25 +142,20 @@ REGIONS.add("steps", lambda t, s: np.tile(np.arange(t)[:, None], (1, s)))
 
 
 @method("occlusion")
-def occlusion(
-    scores: Scores, clips: FloatClips, config: ModelConfig, *, region: str = "tubes"
-) -> Attributions:
+def occlusion(subject: Subject, *, region: str = "tubes") -> Attributions:
     """How much the score falls when a region has the mean colour (1311.2901, section 4.2).
 
     region: of REGIONS: "tokens" one by one, "tubes" (a place in all time steps), or "steps" (all
     places of a time step). All tokens of a region get its fall. Each takes a forward pass.
     """
-    (t, h, w), (steps, rows, columns) = config.tubelet, config.grid
+    (t, h, w), (steps, rows, columns) = subject.config.tubelet, subject.config.grid
+    clips, scores = subject.clips, subject.scores
     groups = REGIONS[region](steps, rows * columns)
     pixels = rearrange(groups, "T (Y X) -> T Y X", Y=rows)
     pixels = pixels.repeat(t, axis=0).repeat(h, axis=1).repeat(w, axis=2)[..., None]
     covered = lambda group: scores(jnp.where(pixels == group, 0, clips))
     falls = scores(clips) - jax.lax.map(covered, jnp.arange(groups.max() + 1))  # [groups, B]
     return jnp.moveaxis(falls[groups], 2, 0)
-
-
-def _gradient(scores: Scores, clips: FloatClips) -> FloatClips:
-    return jax.grad(lambda x: scores(x).sum())(clips)
 
 
 def _of_tokens(x: FloatClips, config: ModelConfig) -> Attributions:

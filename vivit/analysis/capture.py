@@ -1,12 +1,14 @@
 """Attention of a model in some clips, whatever its patterns and kernel."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import getitem
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vivit.analysis.attention import Attention
@@ -14,14 +16,15 @@ from vivit.analysis.kept import Kept, Queries, concatenate, keep
 from vivit.attention import Pattern
 from vivit.axes import Clips, Logits
 from vivit.model import ViViT
-from vivit.model.attention import CAPTURED
+from vivit.model.attention import CAPTURED, PERTURBED, TOKENS
 from vivit.model.places import Places, check_places
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "logits", "attentions", "pooled", "weights_of_readout", "sizes", "sources", "places"
+        "logits", "attentions", "pooled", "weights_of_readout", "sizes", "sources", "places",
+        "tokens", "token_gradients",
     ],
     meta_fields=["model"],
 )  # fmt: skip
@@ -34,7 +37,8 @@ class AttentionMaps:
     with parameters, or None. sizes: how many spatial tokens each pooled token stands for, where a
     reduction counts them. sources: (stage, layer) -> the matrix [B, T, R, S] by which its tokens
     were reduced after that layer's attentions; layer -1 is the stage's start. places: of the tokens
-    that were seen, or None for all.
+    that were seen, or None for all. tokens: (stage, layer) -> the tokens that this block gets, and
+    token_gradients: of a score by them; only in maps of `trace`.
     """
 
     model: ViViT
@@ -45,6 +49,8 @@ class AttentionMaps:
     sizes: tuple[Array | None, ...]
     sources: Mapping[tuple[int, int], Array]
     places: Places | None = None
+    tokens: Mapping[tuple[int, int], Array] = field(default_factory=dict)
+    token_gradients: Mapping[tuple[int, int], Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         names = ", ".join(attention.name for attention in self.attentions)
@@ -95,7 +101,12 @@ class AttentionMaps:
 
 @overload
 def capture(
-    model: ViViT, params: Any, clips: Clips, places: Places | None = None
+    model: ViViT,
+    params: Any,
+    clips: Clips,
+    places: Places | None = None,
+    *,
+    value_norms: bool = False,
 ) -> AttentionMaps: ...
 
 
@@ -109,6 +120,7 @@ def capture(
     want: Sequence[str],
     queries: Queries = (),
     chunk: int | None = None,
+    value_norms: bool = False,
 ) -> Kept: ...
 
 
@@ -121,13 +133,16 @@ def capture(
     want: Sequence[str] | None = None,
     queries: Queries = (),
     chunk: int | None = None,
+    value_norms: bool = False,
 ) -> AttentionMaps | Kept:
     """Runs clips through a model and keeps its queries and keys, or summaries of its attention.
 
     places: of the tokens that are seen, as in `ViViT.encode`; None for all. Maps and rollout are on
-    the whole grid of the clip all the same. want: what is kept instead of the queries and keys, and
-    queries: as in `AttentionMaps.keep`. chunk: how many clips run at a time, which bounds the
-    memory; None for all. Clips that are sharded over devices give maps that are.
+    the whole grid of the clip all the same. want, queries: what is kept instead of the queries and
+    keys, as in `AttentionMaps.keep`. chunk: how many clips run at a time, which bounds the
+    memory; None for all. Clips that are sharded over devices give maps that are. value_norms:
+    multiplies each weight by the norm of what the key's value adds to a token that takes it whole,
+    head by head: Kobayashi et al. (2004.10102), section 3.
 
     Raises ValueError for a model that cannot encode some of the tokens, for a chunk below 1, and as
     `AttentionMaps.keep`.
@@ -137,26 +152,60 @@ def capture(
             raise ValueError(
                 f"{chunk=} does nothing without want, as all queries and keys are kept"
             )
-        return _capture(model, params, clips, places)
+        return _capture(model, params, clips, places, value_norms=value_norms)
     chunk = len(clips) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"{chunk=} is not at least 1")
     kept = []
     for first in range(0, len(clips), chunk):
         part = slice(first, first + chunk)
-        maps = _capture(model, params, clips[part], None if places is None else places[part])
+        seen = None if places is None else places[part]
+        maps = _capture(model, params, clips[part], seen, value_norms=value_norms)
         kept.append(maps.keep(*want or (), queries=queries))
     return concatenate(kept)
 
 
-def _capture(model: ViViT, params: Any, clips: Clips, places: Places | None) -> AttentionMaps:
+def trace(model: ViViT, params: Any, clips: Clips, classes: Any) -> AttentionMaps:
+    """Returns maps that also have all values and tokens, and the gradients of the logits of these
+    classes, one of each clip, by what attentions mix and by the tokens that blocks get."""
+    model = _on_one_device(model)
+    empty = jax.eval_shape(
+        lambda: model.apply({"params": params}, clips, mutable=[PERTURBED])[1].get(PERTURBED, {})
+    )
+
+    def score(added: Any) -> tuple[Array, tuple[Logits, Any]]:
+        variables = {"params": params, PERTURBED: added}
+        logits, kept = model.apply(variables, clips, mutable=[CAPTURED, TOKENS])  # pyright: ignore
+        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum(), (logits, kept)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+    gradients, (logits, kept) = jax.grad(score, has_aux=True)(zeros)
+    parts = [flatten_dict(x) for x in (kept.get(CAPTURED, {}), kept.get(TOKENS, {}), gradients)]
+    merged = unflatten_dict({path: x for part in parts for path, x in part.items()})
+    return _maps(model, params, logits, merged, None)
+
+
+def _capture(
+    model: ViViT, params: Any, clips: Clips, places: Places | None, *, value_norms: bool = False
+) -> AttentionMaps:
     if places is not None:
         check_places(model.config, lines=places.shape[1] > 1)
-    steps, rows, columns = model.config.grid
+    model = _on_one_device(model)
+    logits, kept = _apply_capturing(model, value_norms, params, clips, places)
+    return _maps(model, params, logits, kept, places)
+
+
+def _on_one_device(model: ViViT) -> ViViT:
     if model.config.kernel.over_devices:  # equal to dense but for a mesh, which maps do not need
-        model = model.with_settings(kernel="chunked")
-    logits, kept = _apply_capturing(model, params, clips, places)
-    attentions, sources = [], {}
+        return model.with_settings(kernel="chunked")
+    return model
+
+
+def _maps(
+    model: ViViT, params: Any, logits: Logits, kept: Mapping[str, Any], places: Places | None
+) -> AttentionMaps:
+    steps, rows, columns = model.config.grid
+    attentions, sources, tokens, gradients = [], {}, {}, {}
     source = None  # which spatial tokens of the clip's grid the tokens come from, until a pooling
     stages = [(kept.get(f"stage_{i}", {}), s) for i, s in enumerate(model.config.stages)]
     for i, (captured, stage) in enumerate(stages):
@@ -165,6 +214,10 @@ def _capture(model: ViViT, params: Any, clips: Clips, places: Places | None) -> 
         for layer in range(stage.depth):
             at_layer = _layer(captured, layer)
             of_layer = _layer(params[f"stage_{i}"], layer)
+            if "tokens" in at_layer:
+                tokens[i, layer] = at_layer["tokens"]
+            if "tokens_gradient" in at_layer:
+                gradients[i, layer] = at_layer["tokens_gradient"]
             for pattern in stage.attentions:
                 name = f"attention_{stage.block.attention_name(pattern)}"
                 layout = stage.block.layout_of(pattern, stage.layout.at(places))
@@ -182,6 +235,9 @@ def _capture(model: ViViT, params: Any, clips: Clips, places: Places | None) -> 
                         context=_context(pattern, at_layer[name], of_layer[name]),
                         source=None if source is None else layout.matrix(source),
                         places=places,
+                        values=at_layer[name].get("values"),
+                        gradient=at_layer[name].get("gradient"),
+                        value_norms=at_layer[name].get("value_norms"),
                     )
                 )
             if (merged := at_layer.get("source")) is not None:
@@ -199,6 +255,8 @@ def _capture(model: ViViT, params: Any, clips: Clips, places: Places | None) -> 
         sizes=of_stages("sizes"),
         sources=sources,
         places=places,
+        tokens=tokens,
+        token_gradients=gradients,
     )
 
 
@@ -208,10 +266,32 @@ def _context(pattern: Pattern, captured: Any, params: Any) -> dict[str, Any]:
     return context | ({"values": captured["values"]} if pattern.follows_values else {})
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply_capturing(model: ViViT, params: Any, clips: Clips, places: Any) -> tuple[Any, Any]:
-    logits, variables = model.apply({"params": params}, clips, places, mutable=[CAPTURED])
-    return logits, variables.get(CAPTURED, {})
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply_capturing(
+    model: ViViT, value_norms: bool, params: Any, clips: Clips, places: Any
+) -> tuple[Any, Any]:
+    collections = [CAPTURED, TOKENS] if value_norms else [CAPTURED]
+    logits, kept = model.apply({"params": params}, clips, places, mutable=collections)
+    captured: dict[Any, Any] = dict(flatten_dict(kept.get(CAPTURED, {})))
+    tokens: dict[Any, Any] = dict(flatten_dict(kept.get(TOKENS, {})))
+    for path, values in tokens.items():
+        if path[-1] == "values":
+            of_attention = reduce(getitem, path[:-1], params)
+            captured[*path[:-1], "value_norms"] = _norms(values, of_attention)
+    return logits, unflatten_dict(captured)
+
+
+def _norms(values: Array, of_attention: Any) -> Float[Array, "... T S h"]:
+    """Returns the norms of what the values of one attention, or of all scanned layers, add to the
+    tokens that take them whole: of f(x) in Kobayashi et al. (2004.10102), equation 4."""
+    kernel = of_attention["out"]["kernel"]  # [..., h, c, D]
+    if "projection" in of_attention:
+        kernel = jnp.einsum("...hcD,...DE->...hcE", kernel, of_attention["projection"]["kernel"])
+    values = jnp.repeat(values, kernel.shape[-3] // values.shape[-2], axis=-2)
+    squares = jnp.einsum("...hcD,...hdD->...hcd", kernel, kernel)
+    layers = "L" if kernel.ndim == 4 else ""
+    equation = f"{layers}BTShc,{layers}hcd,{layers}BTShd->{layers}BTSh"
+    return jnp.sqrt(jnp.maximum(jnp.einsum(equation, values, squares, values), 0))
 
 
 def _layer(tree: Mapping[str, Any], layer: int) -> Mapping[str, Any]:

@@ -1,12 +1,14 @@
 """Attention rollout: how much each token of the clip reaches the readout."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vivit.analysis.capture import Attention, AttentionMaps
+from vivit.analysis.attention import Attention
+from vivit.analysis.capture import AttentionMaps
 from vivit.attention.reductions import NO_REDUCTION
 from vivit.model.block import tie
 from vivit.model.config import StageConfig
@@ -14,6 +16,7 @@ from vivit.model.places import put
 from vivit.model.readout import dims_of
 
 Scalars = Float[Array, "B T S"]
+Mix = Callable[[Attention, Scalars], Scalars]
 
 
 def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T S"]:
@@ -29,11 +32,24 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
     """
     if not 0 <= residual < 1:
         raise ValueError(f"{residual=} is not in [0, 1)")
+    if any(a.value_norms is not None for a in maps.attentions):
+        raise ValueError("rollout takes weights as they are; capture without value_norms")
     return _rollout(maps, residual)
 
 
 @jax.jit  # once for each model and shape, whatever the clips
 def _rollout(maps: AttentionMaps, residual: Float[Array, ""]) -> Float[Array, "B T S"]:
+    def mix(attention: Attention, values: Scalars) -> Scalars:
+        v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
+        return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))
+
+    parts = parts_of_readout(maps, mix)
+    return parts / parts.sum(axis=(1, 2), keepdims=True)
+
+
+def parts_of_readout(maps: AttentionMaps, mix: Mix) -> Float[Array, "B T S"]:
+    """Returns each token's part in the readout of its clip, where an attention passes on
+    mix(attention, values), which is linear in the values of the tokens that attend."""
     config = maps.model.config
     t, y, x = config.grid
     places = maps.places
@@ -42,23 +58,22 @@ def _rollout(maps: AttentionMaps, residual: Float[Array, ""]) -> Float[Array, "B
 
     def readout(values: Scalars) -> Float[Array, ""]:
         for i, stage in enumerate(config.stages):
-            values = _through_stage(maps, i, stage, values, residual=residual)
+            values = _through_stage(maps, i, stage, values, mix)
         return values.sum()
 
     parts = jax.grad(readout)(ones)
-    parts = parts / parts.sum(axis=(1, 2), keepdims=True)
     return parts if places is None else put(parts, places, (t, y * x))
 
 
 def _through_stage(
-    maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, *, residual: Any
+    maps: AttentionMaps, i: int, stage: StageConfig, values: Scalars, mix: Mix
 ) -> Float[Array, "B T2 S2"]:
     layout = stage.layout.at(maps.places)
     values = layout.insert(values)
     for layer in range(-1, stage.depth):
         for attention in maps.attentions:
             if (attention.stage, attention.layer) == (i, layer):
-                values = _pass_on(attention, values, stage, residual=residual)
+                values = _pass_on(attention, values, stage, mix)
         if (source := maps.sources.get((i, layer))) is not None:
             values = jnp.einsum("BTRS,BTS->BTR", layout.matrix(source), values)
     if not stage.readout.class_token:
@@ -78,17 +93,10 @@ def _gradient_weights(stage: StageConfig, pooled: Any, sizes: Any) -> Scalars:
     return jnp.abs(pull_back(jnp.ones_like(out))[0]).mean(axis=-1)
 
 
-def _pass_on(
-    attention: Attention, values: Scalars, stage: StageConfig, *, residual: Any
-) -> Scalars:
+def _pass_on(attention: Attention, values: Scalars, stage: StageConfig, mix: Mix) -> Scalars:
     extra = stage.layout.extra
     if extra and stage.block.leaves_out(attention.pattern):
-        clip = _mixed(attention, values[:, :, extra:], residual=residual)
+        clip = mix(attention, values[:, :, extra:])
         return jnp.concatenate([values[:, :, :extra], clip], axis=2)
-    values = _mixed(attention, values, residual=residual)
+    values = mix(attention, values)
     return tie(values[..., None], extra)[..., 0] if extra and stage.block.tied else values
-
-
-def _mixed(attention: Attention, values: Scalars, *, residual: Any) -> Scalars:
-    v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
-    return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))

@@ -6,6 +6,7 @@ and `AttentionMaps.keep` make those that are asked for.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,18 +88,21 @@ def of_extra(attention: Attention, config: ModelConfig) -> Array:
 
 @summary(entropy="head t_q s_q")
 def entropy(attention: Attention, config: ModelConfig) -> Array:
-    """Entropy of each query's weights, in nats, with those of class tokens and registers; the class
-    tokens of several time steps count as one key."""
+    """Entropy of each query's weights, as parts of their sum, in nats, with those of class tokens
+    and registers; the class tokens of several time steps count as one key."""
     t, s = attention.clip_grid
     b, h = attention.q.shape[0], attention.q.shape[3]
 
-    def add(total: Array, weights: Array, _: Array) -> tuple[Array, None]:
+    def add(sums: tuple[Array, Array], weights: Array, _: Array) -> tuple[Any, None]:
+        total, logs = sums
         weights = jnp.abs(weights)  # marks may come back as -0.0
-        return total - jax.scipy.special.xlogy(weights, weights).sum(axis=-1), None
+        logs = logs + jax.scipy.special.xlogy(weights, weights).sum(axis=-1)
+        return (total + weights.sum(axis=-1), logs), None
 
     every = np.arange(t * s).reshape(t, s)
-    total, _ = attention.fold(add, jnp.zeros((b, t, s, h)), every)
-    return jnp.moveaxis(total, 3, 1)
+    (total, logs), _ = attention.fold(add, (jnp.zeros((b, t, s, h)),) * 2, every)
+    total = jnp.where(total == 0, 1, total)  # of tokens that were not seen
+    return jnp.moveaxis(jnp.log(total) - logs / total, 3, 1)
 
 
 @summary(distance_in_space="head t_q s_q", distance_in_time="head t_q s_q")

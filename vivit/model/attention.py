@@ -23,6 +23,11 @@ from vivit.ramps import is_off
 # The collection of activations that vivit.analysis reads: queries and keys of every attention, what
 # a stage pools, and where reduced tokens came from. Without it nothing is kept.
 CAPTURED = "attention"
+# What only some analyses read: the tokens that every block gets, and the values of every attention.
+TOKENS = "tokens"
+# Arrays that `apply` adds to activations, for gradients by them: "gradient" to what an attention
+# mixed, before the heads meet, and "tokens_gradient" to the tokens that a block gets.
+PERTURBED = "perturbed"
 
 INITIALISERS = {
     "normal": nn.initializers.truncated_normal(0.02),
@@ -42,11 +47,16 @@ def _latest(_: Any, new: Any) -> Any:
     return new
 
 
-def sow(module: nn.Module, **values: Any) -> None:
-    """Keeps activations, if `apply` collects CAPTURED."""
+def sow(module: nn.Module, collection: str = CAPTURED, /, **values: Any) -> None:
+    """Keeps activations, if `apply` collects this collection."""
     if not module.is_initializing():
         for name, value in values.items():
-            module.sow(CAPTURED, name, value, reduce_fn=_latest, init_fn=tuple)
+            module.sow(collection, name, value, reduce_fn=_latest, init_fn=tuple)
+
+
+def perturb(module: nn.Module, name: str, x: Array) -> Array:
+    """Returns an activation plus what `apply` gets for it in PERTURBED, if anything."""
+    return x if module.is_initializing() else module.perturb(name, x, PERTURBED)
 
 
 def make_attend(kernel: Kernel, soft_cap: float) -> Callable[..., Any]:
@@ -98,8 +108,10 @@ class SelfAttention(nn.Module):
         for name, (shape, init) in parameters.items():
             context[name] = self.param(name, INITIALISERS[init], shape)
         sow(self, queries=q, keys=k, **({"values": v} if pattern.follows_values else {}))
+        sow(self, TOKENS, values=v)
         # Parameters do not depend on what attention gives, and a ring needs its mesh.
         out = q[..., :channels] if self.is_initializing() else self._mix(q, k, v, context)
+        out = perturb(self, "gradient", out)
         out = dense((config.width,), inputs=2, name="out")(out)
         if self.projection:
             zeros = nn.initializers.zeros  # the block starts as its other branches

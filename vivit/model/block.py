@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vivit.attention import Pattern
 from vivit.attention.reductions import add_sizes, apply_source
 from vivit.axes import Grid, NewGrid
-from vivit.model.attention import Attended, SelfAttention, sow
+from vivit.model.attention import TOKENS, Attended, SelfAttention, perturb, sow
 from vivit.model.config import ModelConfig
 from vivit.model.layers import Dropout, DropPath, Mlp
 from vivit.model.layout import Layout
@@ -52,6 +52,8 @@ class Block(nn.Module):
         config, stage = self.config, self.config.stages[self.i]
         x, sizes, places = carry
         depth_fraction, layer = at
+        x = perturb(self, "tokens_gradient", x)
+        sow(self, TOKENS, tokens=x)
 
         def norm(x, name):
             return nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name=f"norm_{name}")(x)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vivit.attention.chunks import SAVED_RESIDUALS
 from vivit.attention.reductions import NO_REDUCTION
 from vivit.axes import Grid, Levels, NewGrid
-from vivit.model.attention import CAPTURED, sow
+from vivit.model.attention import CAPTURED, PERTURBED, TOKENS, sow
 from vivit.model.block import Carry, Reduce
 from vivit.model.config import ModelConfig
 from vivit.model.embed import Position, on_grid
@@ -120,7 +120,7 @@ class Stage(nn.Module):
             block = config.remat(stage.block.module, prevent_cse=False)
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, CAPTURED: 0},
+                variable_axes={"params": 0, CAPTURED: 0, TOKENS: 0, PERTURBED: 0},
                 split_rngs={"params": True, "dropout": True},
                 length=stage.depth,
             )

@@ -1,0 +1,133 @@
+"""Methods of attribution that read attention, each in its form for any list of stages."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vivit.analysis.attention import CHUNK, Attention
+from vivit.analysis.attribution import Attributions, Subject, method
+from vivit.analysis.capture import AttentionMaps, capture, trace
+from vivit.analysis.rollout import Scalars, parts_of_readout, rollout
+
+
+@method("rollout")
+def attention_rollout(subject: Subject, *, residual: float = 0.5) -> Attributions:
+    """Attention rollout (2005.00928), which is the same for all classes; see `rollout`."""
+    return rollout(capture(subject.model, subject.params, subject.clips), residual=residual)
+
+
+@method("attention")
+def raw_attention(subject: Subject) -> Attributions:
+    """Weights of the last layer of each stage, averaged over heads, that reach the readout through
+    those of later stages; the same for all classes."""
+
+    def mix(attention: Attention, values: Scalars) -> Scalars:
+        v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
+        return attention.mix_tokens(v).mean(axis=(3, 4))
+
+    maps = capture(subject.model, subject.params, subject.clips)
+    return parts_of_readout(maps, _in_last_layers(maps, mix))
+
+
+@method("gradient_attention")
+def gradient_attention(subject: Subject) -> Attributions:
+    """Weights times the gradient of the score by them, where positive, averaged over heads, of the
+    last layer of each stage (2012.09838, section 3.2, without its layer-wise relevance)."""
+    maps = _traced(subject)
+    return parts_of_readout(maps, _in_last_layers(maps, _positive))
+
+
+@method("relevance")
+def relevance(subject: Subject) -> Attributions:
+    """Chefer et al. (2103.15679), section 3.1: an attention adds to a token's relevance that of its
+    keys, by weights times the gradient of the score by them, where positive, averaged over heads.
+    What tokens have of themselves alone, which a readout other than a class token reads, is left
+    out.
+    """
+    maps = _traced(subject)
+    add = lambda attention, values: values + _positive(attention, values)
+    alone = parts_of_readout(maps, lambda attention, values: values)
+    return parts_of_readout(maps, add) - alone
+
+
+@method("grad_cam")
+def grad_cam(subject: Subject) -> Attributions:
+    """Grad-CAM (1610.02391) on tokens: channels of the tokens that the last block with the clip's
+    whole grid gets, weighted by the mean gradient of the score, where their sum is positive."""
+    maps = _traced(subject)
+    t, s = maps.model.config.grid[0], maps.model.config.grid[1] * maps.model.config.grid[2]
+    last = [a for a in maps.attentions if a.clip_grid == (t, s)][-1]
+    at = last.stage, last.layer
+    layout = maps.model.config.stages[last.stage].layout
+    merged = last.source
+    x, gradient = (
+        layout.remove(part[at].astype(jnp.float32), by_step=merged is None)
+        for part in (maps.tokens, maps.token_gradients)
+    )
+    weights = gradient.mean(axis=(1, 2), keepdims=True)
+    cam = jax.nn.relu((weights * x).sum(axis=-1))
+    if merged is None:
+        return cam
+    source = merged[:, :, layout.extra :, layout.extra :]  # of its tokens, from those of the clip
+    total = source.sum(axis=2, keepdims=True)
+    parts = source / jnp.where(total == 0, 1, total)
+    return jnp.einsum("BTRS,BTR->BTS", parts, cam).reshape(-1, t, s)
+
+
+def _traced(subject: Subject) -> AttentionMaps:
+    maps = trace(subject.model, subject.params, subject.clips, subject.classes)
+    for attention in maps.attentions:
+        if attention.pattern.follows_values:
+            raise ValueError(
+                f"{attention.name}: its weights follow its values, so that there is no gradient by "
+                "weights alone; use a method without it, such as 'rollout' or 'occlusion'"
+            )
+    return maps
+
+
+Mix = Callable[[Attention, Scalars], Scalars]
+
+
+def _in_last_layers(maps: AttentionMaps, mix: Mix) -> Mix:
+    depths = [stage.depth for stage in maps.model.config.stages]
+
+    def in_last(attention: Attention, values: Scalars) -> Scalars:
+        last = attention.layer == depths[attention.stage] - 1
+        return mix(attention, values) if last else values
+
+    return in_last
+
+
+def _positive(attention: Attention, values: Scalars, *, chunk: int = CHUNK) -> Scalars:
+    """Returns the mean over heads of (A ⊙ ∇A)⁺ times the values of the tokens that attend.
+
+    The gradient by a weight is that by what the attention mixed, times the key's value, so the
+    positive part is made `chunk` keys at a time, and again in a backward pass.
+    """
+    assert attention.values is not None
+    assert attention.gradient is not None
+    b, t, s, h, _ = attention.gradient.shape
+    g, n = attention.values.shape[3], t * s
+    chunk = min(chunk, n)
+    keys = -(-n // chunk) * chunk
+    of_key = lambda x: jnp.pad(
+        x.reshape(b, n, *x.shape[3:]), ((0, 0), (0, keys - n), *((0, 0),) * (x.ndim - 3))
+    )
+    v = of_key(jnp.repeat(attention.values, h // g, axis=3).astype(jnp.float32))
+    passed = of_key(values)
+    gradient = attention.gradient.astype(jnp.float32)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(total: Scalars, first: Array) -> tuple[Scalars, None]:
+        marks = jax.nn.one_hot(jnp.arange(n) - first, chunk).reshape(1, t, s, 1, chunk)
+        weights = attention.mix_tokens(jnp.broadcast_to(marks, (b, t, s, g, chunk)))
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, first, chunk, axis=1)
+        slopes = jnp.einsum("BTShc,BKhc->BTShK", gradient, part(v))
+        positive = jax.nn.relu(weights * slopes).mean(axis=3)
+        return total + jnp.einsum("BTSK,BK->BTS", positive, part(passed)), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((b, t, s)), jnp.arange(0, keys, chunk))
+    return total
