@@ -18,6 +18,7 @@ from vivit.data.sources import open_split
 from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.evaluate import collect, model_for_devices, parse_views
+from vivit.model.attention import TOKENS
 from vivit.model.settings import ModelSettings
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
@@ -39,9 +40,24 @@ AT_ONCE = 2**29  # bytes of tokens that are encoded before a probe gets them
 KINDS: Registry[Any] = Registry("kind of features")
 KINDS.add("clip", lambda model, variables, clips: model.apply(variables, clips, method="features"))
 KINDS.add("token", lambda model, variables, clips: model.apply(variables, clips, method="encode"))
+KINDS.add("layers", lambda model, variables, clips: _layers(model, variables, clips))
 KINDS.add("pixels", lambda model, variables, clips: _flat(_small(clips)))
 KINDS.add("differences", lambda model, variables, clips: _flat(_differences(_small(clips))))
 CELLS = 8  # rows and columns of a frame, for the two kinds without a model
+
+
+def _layers(model: ViViT, variables: Any, clips: Array) -> Float[Array, "B L D"]:
+    """Returns the mean of the tokens that each block gets."""
+    _, kept = model.apply(variables, clips, mutable=[TOKENS])
+    means = []
+    for i, stage in enumerate(model.config.stages):
+        of_stage = kept[TOKENS][f"stage_{i}"]
+        for layer in range(stage.depth):
+            scanned = "layers" in of_stage
+            x = of_stage["layers" if scanned else f"layer_{layer}"]["tokens"]
+            x = x[layer] if scanned else x
+            means.append(x.astype(jnp.float32).mean(axis=(1, 2)))
+    return jnp.stack(means, axis=1)
 
 
 def _small(clips: Array) -> Float[Array, "B F Y X"]:
@@ -58,11 +74,19 @@ def _flat(x: Float[Array, "B F Y X"]) -> Float[Array, "B D"]:
     return x.reshape(len(x), -1)
 
 
-class Reading(Objective):
-    """Reads features of these kinds: nothing is predicted, and no label is needed."""
+class Measuring(Objective):
+    """Measures something of each clip: nothing is predicted, and no label is needed.
 
-    def __init__(self, kinds: Sequence[str]) -> None:
-        self._kinds = {name: KINDS[name] for name in kinds}
+    Two are equal if they measure the same, so that a step is compiled once for them.
+    """
+
+    measured: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.measured))
 
     @property
     def best(self) -> str:
@@ -70,12 +94,6 @@ class Reading(Objective):
 
     def columns(self) -> dict[str, str]:
         return {}
-
-    def outputs(
-        self, network: Any, params: Any, batch: Any, *, teacher: Any, rngs: Any = None
-    ) -> dict[str, Array]:
-        variables, clips = {"params": params}, batch["clips"]
-        return {name: kind(network, variables, clips) for name, kind in self._kinds.items()}
 
     def losses(self, outputs: Any, batch: Any, *, label_smoothing: Any = 0.0) -> list[Array]:
         return []
@@ -85,6 +103,20 @@ class Reading(Objective):
 
     def kept(self, outputs: Any) -> dict[str, Array]:
         return outputs
+
+
+class Reading(Measuring):
+    """Reads features of these kinds."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self.measured = tuple(kinds)
+        self._kinds = {name: KINDS[name] for name in kinds}
+
+    def outputs(
+        self, network: Any, params: Any, batch: Any, *, teacher: Any, rngs: Any = None
+    ) -> dict[str, Array]:
+        variables, clips = {"params": params}, batch["clips"]
+        return {name: kind(network, variables, clips) for name, kind in self._kinds.items()}
 
 
 @dataclass(frozen=True)
@@ -130,18 +162,24 @@ class Encoder:
     ) -> dict[str, np.ndarray]:
         """Returns kind -> features [N, V, ...] of all clips of a split in V views, and "indices"
         [N] of the clips; those that cannot be read are missing."""
+        rows = self.rows(split, Reading(kinds), views=views)
+        count = parse_views(views)
+        if count["temporal"] == count["spatial"] == 1:  # one view comes without an axis of it
+            rows |= {kind: rows[kind][:, None] for kind in kinds}
+        return {name: rows[name] for name in (*kinds, "indices")}
+
+    def rows(self, split: Split, objective: Objective, *, views: str) -> dict[str, np.ndarray]:
+        """Returns what an objective keeps of each clip of a split that can be read, and "indices"
+        [N] of these clips."""
         data = replace(self.data, views=replace(self.data.views, **parse_views(views)))
         # One for all splits, and parts of them, with frames of one size: it is compiled once.
-        key = tuple(kinds), views, split.largest, split.smallest
+        key = objective, views, split.largest, split.smallest
         if key not in self._steps:
-            self._steps[key] = self._make_step(split, kinds, data.views)
+            self._steps[key] = self._make_step(split, objective, data.views)
         of_process = {"process": self.parallel.part, "processes": self.parallel.parts}
         frames = self.model.config.clip[0]
         with closing(eval_batches(data, split, frames=frames, **of_process)) as batches:
-            rows = collect(self._steps[key], self._placed, batches, self.parallel).rows
-        if data.views.temporal == data.views.spatial == 1:  # one view comes without an axis of it
-            rows |= {kind: rows[kind][:, None] for kind in kinds}
-        return {name: rows[name] for name in (*kinds, "indices")}
+            return collect(self._steps[key], self._placed, batches, self.parallel).rows
 
     def shape(self, kind: str, views: str = "1x1") -> tuple[int, ...]:
         """Returns the shape of a clip's features in V views, [V, ...]."""
@@ -163,11 +201,11 @@ class Encoder:
         encoder = replace(self, data=replace(self.data, batch_size=batch))
         return ReadTokens(encoder, split, views, shape)
 
-    def _make_step(self, split: Split, kinds: Sequence[str], views: ViewsSettings) -> Any:
+    def _make_step(self, split: Split, objective: Objective, views: ViewsSettings) -> Any:
         _, height, width = self.model.config.clip
         stacked = lambda outputs, _: jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
         cut = make_views(views, split, (height, width), average=stacked)
-        return self.parallel.evaluate(make_eval_step(self.model, Reading(kinds), predict_views=cut))
+        return self.parallel.evaluate(make_eval_step(self.model, objective, predict_views=cut))
 
 
 @dataclass(frozen=True)

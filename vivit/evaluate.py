@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -97,21 +99,24 @@ def score(found: Collected, task: Task) -> Scores:
 
 def score_run(run: Run, *, views: str = "") -> Scores:
     """Returns the scores of a run's checkpoint on its split; views: see `evaluate`."""
+    (scores,) = score_params(run, [run.params], views=views)
+    return scores
+
+
+def score_params(run: Run, variants: Iterable[Any], *, views: str = "") -> Iterator[Scores]:
+    """Yields the scores of a run's model with each of these parameters on its split, by one
+    compiled step; views: see `evaluate`."""
     agree({"config": as_json(run.config), "step": run.step, "split": run.split, "views": views})
     data, (frames, height, width) = with_views(run, views), run.config.model.clip
     predict_views = make_views(data.views, run.data, (height, width))
     model, parallel = model_for_devices(run)
     check_batch_size(data.batch_size, parallel.devices)
     eval_step = parallel.evaluate(make_eval_step(model, run.task, predict_views=predict_views))
-    batches = eval_batches(
-        data,
-        run.data,
-        frames=frames,
-        process=parallel.part,
-        processes=parallel.parts,
-    )
-    found = collect(eval_step, parallel.place(run.params), batches, parallel)
-    return score(found, run.task)
+    of_process = {"process": parallel.part, "processes": parallel.parts}
+    for params in variants:
+        with closing(eval_batches(data, run.data, frames=frames, **of_process)) as batches:
+            found = collect(eval_step, parallel.place(params), batches, parallel)
+        yield score(found, run.task)
 
 
 def model_for_devices(run: Run) -> tuple[vivit.ViViT, Parallel]:

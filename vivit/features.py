@@ -288,7 +288,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where features are written")
     parser.add_argument("--split", default="", help="splits, with commas (default: all)")
     parser.add_argument(
-        "--kind", choices=sorted(KINDS), default="clip", help="of each clip (default), or token"
+        "--kind",
+        choices=sorted(KINDS),
+        default="clip",
+        help="of each clip (default), token, or the mean token of all layers",
     )
     parser.add_argument("--views", default="1x1", help="4x3 for 4 clips of each video in 3 crops")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the features")

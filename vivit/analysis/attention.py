@@ -26,7 +26,17 @@ CHUNK = 64  # marks that are passed at a time: as many channels as a head's valu
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q", "k", "context", "source", "places", "values", "gradient", "value_norms"],
+    data_fields=[
+        "q",
+        "k",
+        "context",
+        "source",
+        "places",
+        "token_norms",
+        "values",
+        "gradient",
+        "value_norms",
+    ],
     meta_fields=["stage", "layer", "pattern", "layout", "grid", "kernel", "soft_cap"],
 )
 @dataclass(frozen=True, repr=False)
@@ -37,7 +47,8 @@ class Attention:
     without the extra tokens that the block leaves out. grid: the clip's, T and S. context: arrays
     that the pattern gets by keyword. source: [B, T, S, P], which of the grid's P spatial tokens the
     S tokens come from, if a reduction has moved them; else None. places: of the tokens on the
-    clip's grid, if they are not all of them; else None.
+    clip's grid, if they are not all of them; else None. token_norms: of the tokens that attend, as
+    the block gets them.
 
     What only some methods need, else None, on the grid of the tokens that attend: values: of the
     forward pass. gradient: of a score, by what the attention mixed. value_norms: [B, T, S, h], by
@@ -56,6 +67,7 @@ class Attention:
     context: Mapping[str, Any] = field(default_factory=dict)
     source: Float[Array, "B T S P"] | None = None
     places: Places | None = None
+    token_norms: Float[Array, "B T S"] | None = None
     values: ValueGrid | None = None
     gradient: MixedGrid | None = None
     value_norms: Float[Array, "B T S h"] | None = None
@@ -83,10 +95,16 @@ class Attention:
         """
         if self.source is None:
             return self.mix_tokens(v)
-        out = self.mix_tokens(jnp.einsum("BTRS,BTSgc->BTRgc", self.source, v))
+        return self.spread(self.mix_tokens(jnp.einsum("BTRS,BTSgc->BTRgc", self.source, v)))
+
+    def spread(self, x: Float[Array, "B T R ..."]) -> Float[Array, "B T S ..."]:
+        """Returns an array of the tokens that attend as one of the stage's grid, where tokens are
+        reduced: a spatial token has the mean of its tokens, by their part in it."""
+        if self.source is None:
+            return x
         total = self.source.sum(axis=2, keepdims=True)
         parts = self.source / jnp.where(total == 0, 1, total)
-        return jnp.einsum("BTRS,BTRhc->BTShc", parts, out)
+        return jnp.einsum("BTRS,BTR...->BTS...", parts, x)
 
     def mix_tokens(self, v: ValueGrid) -> MixedGrid:
         """Returns attention weights times values on the grid of the tokens that attend."""
@@ -204,6 +222,11 @@ class Attention:
         for i, (step, token) in enumerate(queries):
             chosen[0, step, token, i] = 1
         return _rows(self.of_any_layer, jnp.asarray(chosen), None)
+
+    def received(self) -> Float[Array, "B h Tk Sk"]:
+        """Returns the weight that each key gets, averaged over the queries that were seen."""
+        t, s = self.clip_grid
+        return _rows(self.of_any_layer, jnp.ones((1, t, s, 1)), None)[:, :, 0]
 
     def rows_of_extra(self) -> Float[Array, "B h extra Tk Sk"]:
         """Returns where class tokens and registers look; the mean over the time steps, or places,

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
-from operator import getitem
+from functools import partial
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vivit.analysis.attention import Attention
@@ -180,8 +178,7 @@ def trace(model: ViViT, params: Any, clips: Clips, classes: Any) -> AttentionMap
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     gradients, (logits, kept) = jax.grad(score, has_aux=True)(zeros)
-    parts = [flatten_dict(x) for x in (kept.get(CAPTURED, {}), kept.get(TOKENS, {}), gradients)]
-    merged = unflatten_dict({path: x for part in parts for path, x in part.items()})
+    merged = _merged(kept.get(CAPTURED, {}), kept.get(TOKENS, {}), gradients)
     return _maps(model, params, logits, merged, None)
 
 
@@ -238,6 +235,7 @@ def _maps(
                         values=at_layer[name].get("values"),
                         gradient=at_layer[name].get("gradient"),
                         value_norms=at_layer[name].get("value_norms"),
+                        token_norms=at_layer["norms"][:, :, stage.layout.extra - layout.extra :],
                     )
                 )
             if (merged := at_layer.get("source")) is not None:
@@ -272,13 +270,28 @@ def _apply_capturing(
 ) -> tuple[Any, Any]:
     collections = [CAPTURED, TOKENS] if value_norms else [CAPTURED]
     logits, kept = model.apply({"params": params}, clips, places, mutable=collections)
-    captured: dict[Any, Any] = dict(flatten_dict(kept.get(CAPTURED, {})))
-    tokens: dict[Any, Any] = dict(flatten_dict(kept.get(TOKENS, {})))
-    for path, values in tokens.items():
-        if path[-1] == "values":
-            of_attention = reduce(getitem, path[:-1], params)
-            captured[*path[:-1], "value_norms"] = _norms(values, of_attention)
-    return logits, unflatten_dict(captured)
+    norms = _value_norms(kept.get(TOKENS, {}), params)
+    return logits, _merged(kept.get(CAPTURED, {}), norms)
+
+
+def _merged(*trees: Any) -> dict[str, Any]:
+    """Returns one tree with the arrays of all of them."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        for name, x in tree.items():
+            merged[name] = _merged(merged.get(name, {}), x) if isinstance(x, Mapping) else x
+    return merged
+
+
+def _value_norms(tokens: Any, params: Any) -> dict[str, Any]:
+    """Returns a tree with the norms of the values of every attention in a tree of TOKENS."""
+    return {
+        name: {"value_norms": _norms(x["values"], params[name])}
+        if "values" in x
+        else _value_norms(x, params[name])
+        for name, x in tokens.items()
+        if isinstance(x, Mapping)
+    }
 
 
 def _norms(values: Array, of_attention: Any) -> Float[Array, "... T S h"]:

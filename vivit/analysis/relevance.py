@@ -58,23 +58,16 @@ def grad_cam(subject: Subject) -> Attributions:
     """Grad-CAM (1610.02391) on tokens: channels of the tokens that the last block with the clip's
     whole grid gets, weighted by the mean gradient of the score, where their sum is positive."""
     maps = _traced(subject)
-    t, s = maps.model.config.grid[0], maps.model.config.grid[1] * maps.model.config.grid[2]
-    last = [a for a in maps.attentions if a.clip_grid == (t, s)][-1]
-    at = last.stage, last.layer
-    layout = maps.model.config.stages[last.stage].layout
-    merged = last.source
+    steps, rows, columns = maps.model.config.grid
+    last = [a for a in maps.attentions if a.clip_grid == (steps, rows * columns)][-1]
+    skipped = maps.model.config.stages[last.stage].layout.extra - last.layout.extra
     x, gradient = (
-        layout.remove(part[at].astype(jnp.float32), by_step=merged is None)
-        for part in (maps.tokens, maps.token_gradients)
+        of[last.stage, last.layer][:, :, skipped:].astype(jnp.float32)
+        for of in (maps.tokens, maps.token_gradients)
     )
-    weights = gradient.mean(axis=(1, 2), keepdims=True)
-    cam = jax.nn.relu((weights * x).sum(axis=-1))
-    if merged is None:
-        return cam
-    source = merged[:, :, layout.extra :, layout.extra :]  # of its tokens, from those of the clip
-    total = source.sum(axis=2, keepdims=True)
-    parts = source / jnp.where(total == 0, 1, total)
-    return jnp.einsum("BTRS,BTR->BTS", parts, cam).reshape(-1, t, s)
+    of_clip = last.layout.remove(gradient, by_step=False)
+    cam = jax.nn.relu((of_clip.mean(axis=(1, 2), keepdims=True) * x).sum(axis=-1))
+    return last.on_clip(last.spread(cam))
 
 
 def _traced(subject: Subject) -> AttentionMaps:

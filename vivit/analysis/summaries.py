@@ -86,6 +86,56 @@ def of_extra(attention: Attention, config: ModelConfig) -> Array:
     return attention.rows_of_extra()
 
 
+@summary(to_high_norm="head t_q s_q")
+def to_high_norm(attention: Attention, config: ModelConfig, *, times: float = 3.0) -> Array:
+    """What of each query's weights goes to tokens of the clip whose norm, as the block gets them,
+    is more than `times` the median: the outliers of Darcet et al. (2309.16588), section 2.1, whose
+    threshold is a number for one model."""
+    assert attention.token_norms is not None
+    norms = attention.spread(attention.token_norms)
+    seen = attention.on_stage(attention.seen()) > 0  # the clip's, without extra tokens
+    median = jnp.nanmedian(jnp.where(seen, norms, jnp.nan), axis=(1, 2), keepdims=True)
+    marks = (seen & (norms > times * median)).astype(jnp.float32)[..., None, None]
+    sent = attention.mix(jnp.broadcast_to(marks, (*attention.shape, 1)))
+    return jnp.moveaxis(attention.on_clip(sent)[..., 0], 3, 1)
+
+
+@summary(sinks="head")
+def sinks(attention: Attention, config: ModelConfig, *, part: float = 0.02) -> Array:
+    """The mean weight that the keys of the clip which get the most have together: this part of all
+    of them, and at least one. Of even weights it is that part."""
+    received = attention.received()
+    received = received.reshape(*received.shape[:2], -1)
+    keys = max(1, round(part * received.shape[-1]))
+    return jax.lax.top_k(received, keys)[0].sum(axis=-1)
+
+
+@summary(profile="head offset")
+def profile(attention: Attention, config: ModelConfig) -> Array:
+    """The mean weight on the time step that is -(T - 1), ..., T - 1 after that of the query, over
+    the queries' time steps that have one."""
+    between = attention.over_time()
+    t = between.shape[-1]
+    means = [jnp.diagonal(between, offset, 2, 3).mean(axis=-1) for offset in range(1 - t, t)]
+    return jnp.stack(means, axis=-1)
+
+
+@summary(head_similarity="head other")
+def head_similarity(attention: Attention, config: ModelConfig) -> Array:
+    """The cosine between the maps of two heads, over all queries and keys of the clip."""
+    t, s = attention.clip_grid
+    b, h = attention.q.shape[0], attention.q.shape[3]
+
+    def add(total: Array, weights: Array, numbers: Array) -> tuple[Array, None]:
+        weights = jnp.where(numbers < t * s, weights, 0)  # without extra tokens
+        return total + jnp.einsum("BTShc,BTSgc->Bhg", weights, weights), None
+
+    every = np.arange(t * s).reshape(t, s)
+    total, _ = attention.fold(add, jnp.zeros((b, h, h)), every)
+    sizes = jnp.sqrt(jnp.diagonal(total, axis1=1, axis2=2))
+    return total / jnp.maximum(sizes[:, :, None] * sizes[:, None], 1e-12)
+
+
 @summary(entropy="head t_q s_q")
 def entropy(attention: Attention, config: ModelConfig) -> Array:
     """Entropy of each query's weights, as parts of their sum, in nats, with those of class tokens

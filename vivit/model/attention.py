@@ -20,8 +20,9 @@ from vivit.model.layout import Layout
 from vivit.model.places import Places
 from vivit.ramps import is_off
 
-# The collection of activations that vivit.analysis reads: queries and keys of every attention, what
-# a stage pools, and where reduced tokens came from. Without it nothing is kept.
+# The collection of activations that vivit.analysis reads: queries and keys of every attention, the
+# norms of the tokens that a block gets, what a stage pools, and where reduced tokens came from.
+# Without it nothing is kept.
 CAPTURED = "attention"
 # What only some analyses read: the tokens that every block gets, and the values of every attention.
 TOKENS = "tokens"

@@ -54,6 +54,7 @@ class Block(nn.Module):
         depth_fraction, layer = at
         x = perturb(self, "tokens_gradient", x)
         sow(self, TOKENS, tokens=x)
+        sow(self, norms=jnp.linalg.norm(x.astype(jnp.float32), axis=-1))
 
         def norm(x, name):
             return nn.LayerNorm(config.norm_epsilon, dtype=jnp.float32, name=f"norm_{name}")(x)

@@ -1,0 +1,238 @@
+"""python -m vivit.analysis.statistics RUN...: statistics of attention over a whole split.
+
+Each clip has the mean over its queries of every summary, by layer and head, so that memory does not
+grow with the grid and intervals are over clips. Several runs, as of several seeds, have the mean of
+their means, with an interval over the runs.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vivit.analysis.attention import mean_over
+from vivit.analysis.capture import capture
+from vivit.analysis.summaries import SUMMARIES
+from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
+from vivit.data.split import Split
+from vivit.encoder import Encoder, Measuring, encoder_of_run
+from vivit.io import write_json
+from vivit.run import Run
+
+USUAL = ("distance", "entropy", "to_extra", "to_high_norm", "sinks")
+QUERY_AXES = ("t_q", "s_q")
+
+
+def half_interval(values: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, "..."]:
+    """Returns half the length of the 95 % interval of the mean of N values, by Student's t; NaN of
+    a single one."""
+    from scipy.stats import t  # slow to import
+
+    count = len(values)
+    if count < 2:
+        return np.full(values.shape[1:], np.nan)
+    return np.asarray(t.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / count**0.5)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of the attention in the clips of a split.
+
+    clips: numbers of the clips that could be read. values: attention -> name -> array
+    [clip, layer, head, ...], or [run, layer, head, ...] of `over_runs`. axes: name -> the names of
+    all axes. of: what the first axis is, "clip" or "run".
+    """
+
+    clips: tuple[int, ...]
+    values: Mapping[str, Mapping[str, np.ndarray]]
+    axes: Mapping[str, tuple[str, ...]]
+
+    def mean(self, attention: str, name: str) -> np.ndarray:
+        """Returns the mean over the clips or runs, [layer, head, ...]."""
+        return self.values[attention][name].mean(axis=0)
+
+    def half_interval(self, attention: str, name: str) -> np.ndarray:
+        """Returns `half_interval` of the clips or runs, [layer, head, ...]."""
+        return half_interval(self.values[attention][name])
+
+    def table(self) -> str:
+        """Returns a Markdown table of all statistics that are a number of each head: of each layer
+        the mean over heads, with the interval of that mean, and the least and the largest head."""
+        lines = [
+            "| attention | layer | statistic | mean | heads |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for attention, named in self.values.items():
+            for name, values in named.items():
+                if self.axes[name][2:] != ("head",) or not values.size:
+                    continue
+                of_layer = replace(self, values={attention: {name: values.mean(axis=2)}})
+                half = of_layer.half_interval(attention, name)
+                heads = self.mean(attention, name)
+                for layer, mean in enumerate(of_layer.mean(attention, name)):
+                    low, high = heads[layer].min(), heads[layer].max()
+                    shown = f"{mean:.4g}" + (f" ± {half[layer]:.2g}" if len(values) > 1 else "")
+                    lines.append(
+                        f"| {attention} | {layer} | {name} | {shown} | {low:.4g} to {high:.4g} |"
+                    )
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns means and half intervals as lists; null where there is no interval."""
+
+        def described(of: str, name: str) -> dict[str, Any]:
+            half = self.half_interval(of, name)
+            return {
+                "axes": self.axes[name][1:],
+                "mean": self.mean(of, name).tolist(),
+                "half_interval": None if np.isnan(half).any() else half.tolist(),
+            }
+
+        attentions = {of: {k: described(of, k) for k in named} for of, named in self.values.items()}
+        count = len(next(iter(next(iter(self.values.values())).values())))
+        first = next(iter(self.axes.values()))[0]
+        return {"over": first, "count": count, "clips": len(self.clips), "attentions": attentions}
+
+
+def statistics(encoder: Encoder, split: Split, want: Sequence[str] = USUAL) -> Statistics:
+    """Returns statistics of an encoder's attention in all clips of a split, batch by batch over the
+    devices of the encoder.
+
+    want: names of SUMMARIES; those of queries are averaged over them. Raises ValueError for an
+    unknown one.
+    """
+    entries = [SUMMARIES[name] for name in want]
+    if not entries:
+        raise ValueError(f"want names no summary; there are {', '.join(sorted(SUMMARIES))}")
+    rows = encoder.rows(split, _Measured(want), views="1x1")
+    clips = tuple(rows["indices"].astype(int).tolist())
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for key, x in rows.items():
+        of, measured, name = key.rpartition("/")
+        if measured:
+            values.setdefault(of, {})[name] = x
+    axes = {
+        name: ("clip", "layer", *(axis for axis in of_array if axis not in _averaged(of_array)))
+        for entry in entries
+        for name, of_array in entry.arrays.items()
+    }
+    return Statistics(clips, values, axes)
+
+
+def over_runs(found: Sequence[Statistics]) -> Statistics:
+    """Returns statistics whose first axis is the runs, such as those of several seeds: means over
+    the clips of each.
+
+    Raises ValueError for runs with other attentions or other statistics.
+    """
+    first = found[0]
+    shapes = [
+        {(of, k): x.shape[1:] for of, v in s.values.items() for k, x in v.items()} for s in found
+    ]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            "these runs have models of other layers, heads or patterns; give those of one"
+        )
+    values = {
+        of: {name: np.stack([s.mean(of, name) for s in found]) for name in named}
+        for of, named in first.values.items()
+    }
+    return Statistics(first.clips, values, {k: ("run", *v[1:]) for k, v in first.axes.items()})
+
+
+class _Measured(Measuring):
+    """Means over the queries of summaries of all attentions."""
+
+    def __init__(self, want: Sequence[str]) -> None:
+        self.measured = tuple(want)
+
+    def outputs(
+        self, network: Any, params: Any, batch: Any, *, teacher: Any, rngs: Any = None
+    ) -> dict[str, Array]:
+        maps = capture(network, params, batch["clips"])
+        found: dict[str, list[Array]] = {}
+        for attention in maps.attentions:
+            of = f"stage {attention.stage}, {attention.pattern.label}"
+            for name, x in _means(attention, network.config, self.measured).items():
+                found.setdefault(f"{of}/{name}", []).append(x)
+        return {key: jnp.stack(layers, axis=1) for key, layers in found.items()}
+
+
+def _averaged(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes of queries, of a summary of each query."""
+    return QUERY_AXES if set(QUERY_AXES) <= set(axes) else ()
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _means(attention: Any, config: Any, want: tuple[str, ...]) -> dict[str, Array]:
+    """Returns the summaries [B, head, ...], averaged over their queries."""
+    made = {}
+    for entry in (SUMMARIES[name] for name in want):
+        for name, x in entry.make(attention, config, **entry.options).items():
+            axes = entry.arrays[name]
+            if averaged := _averaged(axes):
+                x = jnp.moveaxis(x, [axes.index(axis) + 1 for axis in averaged], (2, 3))
+                x = mean_over(attention, x, "ts")
+            made[name] = x
+    return made
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(
+        "vivit.analysis.statistics",
+        __doc__,
+        "python -m vivit.analysis.statistics runs/moving_digits",
+        "python -m vivit.analysis.statistics runs/seed0 runs/seed1 runs/seed2 --out=stats.json",
+    )
+    _add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    show_log()
+    if arguments.out is not None and Path(arguments.out).exists():
+        raise ValueError(f"{arguments.out} exists; name a new file")
+    found = []
+    for workdir in arguments.runs:
+        run = Run(workdir, arguments.checkpoint, data_root=arguments.data_root)
+        encoder = encoder_of_run(run)
+        split = encoder.open(arguments.split)
+        if arguments.clips is not None:
+            if not 0 < arguments.clips <= len(split):
+                raise ValueError(
+                    f"--clips={arguments.clips}: the split has 1 to {len(split)} clips"
+                )
+            split = split.at(range(arguments.clips))
+        found.append(statistics(encoder, split, arguments.want.split(",")))
+    result = over_runs(found) if len(found) > 1 else found[0]
+    print(result.table())
+    if arguments.out is not None:
+        write_json(Path(arguments.out), result.as_json())
+        print(f"-> {arguments.out}")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, as of several seeds"
+    )
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "--split", default="validation", help="a split of the data set (validation)"
+    )
+    parser.add_argument("--clips", type=int, metavar="N", help="the first N clips (default: all)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are now")
+    parser.add_argument(
+        "--want",
+        default=",".join(USUAL),
+        help=f"summaries, with commas (default: {', '.join(USUAL)}); there are: "
+        f"{', '.join(sorted(SUMMARIES))}",
+    )
+    parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
+
+
+if __name__ == "__main__":
+    run_command(main)
