@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_readme import python_blocks
+from vivit.analysis.attribution import METHODS
+from vivit.analysis.summaries import SUMMARIES
 from vivit.attention import KERNELS, PATTERNS
 from vivit.attention.reductions import REDUCTIONS
 from vivit.data.randaugment import OPERATIONS
@@ -85,6 +87,7 @@ def test_keys_of_configs_are_those_of_the_schema(monkeypatch):
         ),
         ("data.md", (FORMATS, ENCODERS, SAMPLINGS, PAD_MODES, OPERATIONS, AVERAGES)),
         ("configs.md", (READOUTS,)),
+        ("analysis.md", (SUMMARIES, METHODS)),
     ],
 )
 def test_everything_that_has_a_name_is_on_its_page(page, registries):
