@@ -20,6 +20,7 @@ COMMANDS = (
     "benchmarks.suites",
     "vivit.analysis.ablation",
     "vivit.analysis.compare",
+    "vivit.analysis.faithfulness",
     "vivit.analysis.film",
     "vivit.analysis.report",
     "vivit.analysis.statistics",

@@ -158,6 +158,24 @@ def occlusion(subject: Subject, *, region: str = "tubes") -> Attributions:
     return jnp.moveaxis(falls[groups], 2, 0)
 
 
+@method("random")
+def random(subject: Subject, *, seed: int = 1) -> Attributions:
+    """Random numbers, as a baseline: other ones for each clip of a batch."""
+    t, y, x = subject.config.grid
+    return jax.random.uniform(jax.random.key(seed), (len(subject.clips), t, y * x))
+
+
+@method("centre")
+def centre(subject: Subject) -> Attributions:
+    """A prior of the middle in space and time, as a baseline: one less the distance from it, in
+    parts of the clip's half diagonal. The same for all clips."""
+    t, y, x = subject.config.grid
+    lines = [(np.arange(n) + 0.5) / n * 2 - 1 for n in (t, y, x)]
+    squares = sum(axis**2 for axis in np.meshgrid(*lines, indexing="ij"))
+    near = jnp.asarray(1 - np.sqrt(squares / 3), jnp.float32)
+    return jnp.broadcast_to(near.reshape(t, y * x), (len(subject.clips), t, y * x))
+
+
 def _of_tokens(x: FloatClips, config: ModelConfig) -> Attributions:
     """Returns the sums over the pixels of each token."""
     t, h, w = config.tubelet

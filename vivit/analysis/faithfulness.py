@@ -1,0 +1,230 @@
+"""python -m vivit.analysis.faithfulness --workdir=RUN: do the methods find what the model uses?
+
+Deletion: the regions that a method ranks highest are taken out first, and the probability of the
+predicted class should fall soon. Insertion: they are put in first, and it should rise soon. Petsiuk
+et al. (1806.07421), section 3, for regions in space and in time, against random order and a prior
+of the middle.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from vivit.analysis.attribution import METHODS, REGIONS, Attributions, FloatClips, attribute
+from vivit.analysis.statistics import half_interval
+from vivit.axes import Clips
+from vivit.cli import add_run_arguments, make_parser, run_command, show_log
+from vivit.io import write_json
+from vivit.model import ViViT
+from vivit.model.config import ModelConfig
+from vivit.model.embed import as_floats
+from vivit.registry import Registry
+from vivit.run import Run
+
+USUAL = ("random", "centre", "attention", "rollout", "gradient_attention", "relevance", "grad_cam")
+PARTS = 8  # of all regions, taken one after another
+BATCH = 16  # clips
+
+# Name -> (clips, taken out [B, F, H, W, 1]) -> clips with what stands for the pixels taken out.
+FILLS: Registry[Callable[[FloatClips, Array], FloatClips]] = Registry("filling")
+FILLS.add("mean", lambda clips, out: jnp.where(out, 0, clips))  # 0 is the mean colour
+
+
+@FILLS.register("diffused")
+def diffused(clips: FloatClips, out: Array, *, rounds: int = 32) -> FloatClips:
+    """What is left, spread into the holes in space and time: each pixel there becomes the mean of
+    its six neighbours, again and again. A plain form of ROAD's noisy linear imputation
+    (2202.00449), section 4, so that the shape of a hole says little and no edge is new."""
+
+    def spread(_: Any, x: FloatClips) -> FloatClips:
+        total = jnp.zeros_like(x)
+        for axis in (1, 2, 3):
+            last = x.shape[axis] - 1
+            ahead = jnp.take(x, jnp.minimum(jnp.arange(last + 1) + 1, last), axis=axis)
+            behind = jnp.take(x, jnp.maximum(jnp.arange(last + 1) - 1, 0), axis=axis)
+            total = total + ahead + behind
+        return jnp.where(out, total / 6, clips)
+
+    return jax.lax.fori_loop(0, rounds, spread, jnp.where(out, 0, clips))
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Curves of a method. deletion, insertion: [clip, part], the probability of each clip's class
+    with none, one, ... all parts of its regions taken out, or put in."""
+
+    deletion: Float[np.ndarray, "N parts"]
+    insertion: Float[np.ndarray, "N parts"]
+
+    @property
+    def areas(self) -> dict[str, Float[np.ndarray, " N"]]:
+        """The areas under the curves of each clip, from 0 to 1."""
+        area = lambda curve: (curve[:, 1:] + curve[:, :-1]).mean(axis=1) / 2
+        return {"deletion": area(self.deletion), "insertion": area(self.insertion)}
+
+
+def faithfulness(
+    model: ViViT,
+    params: Any,
+    clips: Clips,
+    attributions: Attributions,
+    classes: Int[np.ndarray, " B"],
+    *,
+    region: str = "tubes",
+    fill: str = "diffused",
+    parts: int = PARTS,
+) -> Faithfulness:
+    """Returns the curves of attributions to classes of clips.
+
+    region: of REGIONS, which are ranked by the sum of their tokens' attributions. fill: of FILLS.
+    parts: in how many equal steps all regions are taken. Raises ValueError for unknown names.
+    """
+    t, y, x = model.config.grid
+    groups = REGIONS[region](t, y * x)
+    _ = FILLS[fill]  # raises for an unknown name, outside of jit
+    count = int(groups.max()) + 1
+    flat = np.asarray(attributions, np.float64).reshape(len(clips), -1)
+    sums = flat @ np.eye(count)[groups.ravel()]
+    rank = np.argsort(np.argsort(-sums, axis=1, kind="stable"), axis=1)  # 0 is taken first
+    rank = jnp.asarray(rank[:, groups])  # [B, T, S]
+    curves = []
+    for inserted in (False, True):
+        taken = [round(count * part / parts) for part in range(parts + 1)]
+        points = [
+            _probability(model, fill, inserted, params, clips, rank, jnp.asarray(classes), number)
+            for number in taken
+        ]
+        curves.append(np.stack(jax.device_get(points), axis=1))
+    return Faithfulness(*curves)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _probability(
+    model: ViViT,
+    fill: str,
+    inserted: bool,
+    params: Any,
+    clips: Clips,
+    rank: Int[Array, "B T S"],
+    classes: Int[Array, " B"],
+    number: Any,
+) -> Float[Array, " B"]:
+    """Returns the probabilities of classes where the first regions by rank are out, or alone in."""
+    out = rank >= number if inserted else rank < number
+    clips = as_floats(clips, model.config).astype(jnp.float32)
+    filled = FILLS[fill](clips, _pixels(out, model.config))
+    probabilities = jax.nn.softmax(model.apply({"params": params}, filled))  # pyright: ignore
+    return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
+
+
+def _pixels(tokens: Array, config: ModelConfig) -> Array:
+    """Returns an array of tokens [B, T, S] as one of pixels, [B, F, H, W, 1]."""
+    t, h, w = config.tubelet
+    grid = rearrange(tokens, "B T (Y X) -> B T Y X", Y=config.grid[1])
+    return repeat(grid, "B T Y X -> B (T t) (Y h) (X w) 1", t=t, h=h, w=w)
+
+
+def measure_run(
+    run: Run,
+    methods: Sequence[str],
+    *,
+    clips: int,
+    region: str,
+    fill: str,
+    random_seed: int | None = None,
+) -> dict[str, Faithfulness]:
+    """Returns method -> its curves on the first clips of a run's split, for the predicted classes.
+
+    random_seed: of random parameters that the attributions are of, in place of the run's; the
+    curves are still the run's. A method that does no worse then finds what any model would: the
+    sanity check of Adebayo et al. (1810.03292), section 3.
+
+    Raises ValueError for unknown names, and for a run whose classes are not alternatives.
+    """
+    if run.objective.several or len(run.objective.heads) != 1:
+        raise ValueError("this is for runs of one head, with one label of each clip")
+    for name in methods:
+        _ = METHODS[name]
+    params, curves = jax.device_put(run.params), {name: [] for name in methods}
+    explained = params
+    if random_seed is not None:
+        drawn = jax.jit(run.model.init)(jax.random.key(random_seed), *run.model.example())
+        # The head starts at zero, which has no gradient.
+        explained = {**drawn["params"], "head": params["head"]}
+    numbers = range(min(clips, len(run.data)))
+    starts = range(0, len(numbers), BATCH)
+    for start in tqdm(starts, desc="faithfulness", unit="batch", leave=False):
+        batch, _ = run.clips(list(numbers[start : start + BATCH]))
+        classes = run.predict(batch).argmax(axis=1)
+        for name in methods:
+            found = attribute(name, run.model, explained, batch, classes)
+            options: Any = {"region": region, "fill": fill}
+            curves[name].append(faithfulness(run.model, params, batch, found, classes, **options))
+    join = lambda parts, of: np.concatenate([getattr(part, of) for part in parts])
+    return {k: Faithfulness(join(v, "deletion"), join(v, "insertion")) for k, v in curves.items()}
+
+
+def table(found: dict[str, Faithfulness]) -> str:
+    """Returns a Markdown table of the areas under the curves, with 95 % intervals over clips."""
+    clips = len(next(iter(found.values())).deletion)
+    lines = [
+        f"{clips} clips; areas under the curves of the predicted class's probability.",
+        "",
+        "| method | deletion (less is better) | insertion (more is better) |",
+        "| --- | --- | --- |",
+    ]
+    for name, curves in found.items():
+        cells = [f"{x.mean():.3f} ± {half_interval(x):.3f}" for x in curves.areas.values()]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(
+        "vivit.analysis.faithfulness",
+        __doc__,
+        "python -m vivit.analysis.faithfulness --workdir=runs/moving_digits",
+        "python -m vivit.analysis.faithfulness --workdir=runs/k400 --region=steps --clips=64",
+    )
+    add_run_arguments(parser)
+    usual = ",".join(USUAL)
+    parser.add_argument("--methods", default=usual, help=f"with commas ({usual})")
+    parser.add_argument("--region", choices=sorted(REGIONS), default="tubes", help="(tubes)")
+    parser.add_argument("--fill", choices=sorted(FILLS), default="diffused", help="(diffused)")
+    parser.add_argument("--clips", type=int, default=200, metavar="N", help="the first N (200)")
+    parser.add_argument(
+        "--random-seed",
+        type=int,
+        metavar="N",
+        help="attributions of random parameters, which should be no better than random ones",
+    )
+    parser.add_argument("--out", metavar="FILE", help="where all curves are written as JSON")
+    arguments = parser.parse_args(argv)
+    show_log()
+    if arguments.clips < 1:
+        raise ValueError(f"--clips={arguments.clips} is not at least 1")
+    if arguments.out is not None and Path(arguments.out).exists():
+        raise ValueError(f"{arguments.out} exists; name a new file")
+    run = Run(arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_root)
+    methods = arguments.methods.split(",")
+    options: Any = {"region": arguments.region, "fill": arguments.fill, "clips": arguments.clips}
+    options["random_seed"] = arguments.random_seed
+    found = measure_run(run, methods, **options)
+    print(table(found))
+    if arguments.out is not None:
+        curves = lambda x: {"deletion": x.deletion.tolist(), "insertion": x.insertion.tolist()}
+        write_json(Path(arguments.out), {name: curves(x) for name, x in found.items()})
+        print(f"-> {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)
