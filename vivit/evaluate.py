@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import combinations
@@ -103,12 +103,22 @@ def score_run(run: Run, *, views: str = "") -> Scores:
     return scores
 
 
-def score_params(run: Run, variants: Iterable[Any], *, views: str = "") -> Iterator[Scores]:
+def score_params(
+    run: Run,
+    variants: Iterable[Any],
+    *,
+    views: str = "",
+    change: Callable[[Any], Any] = lambda clips: clips,
+) -> Iterator[Scores]:
     """Yields the scores of a run's model with each of these parameters on its split, by one
-    compiled step; views: see `evaluate`."""
+    compiled step. views: see `evaluate`. change: of the clips [B, F, H, W, 3] that the model gets.
+    """
     agree({"config": as_json(run.config), "step": run.step, "split": run.split, "views": views})
     data, (frames, height, width) = with_views(run, views), run.config.model.clip
-    predict_views = make_views(data.views, run.data, (height, width))
+    of_views = make_views(data.views, run.data, (height, width))
+    predict_views = lambda predict, clips, extents: of_views(
+        lambda x: predict(change(x)), clips, extents
+    )
     model, parallel = model_for_devices(run)
     check_batch_size(data.batch_size, parallel.devices)
     eval_step = parallel.evaluate(make_eval_step(model, run.task, predict_views=predict_views))

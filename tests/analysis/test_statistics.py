@@ -14,7 +14,7 @@ import pytest
 import vivit
 from tests.test_model import CLIPS, TINY, init
 from vivit.analysis import ablation, capture, compare, rollout
-from vivit.analysis.ablation import Part, ablate, parts_of, without
+from vivit.analysis.ablation import Part, ablate, change_frames, parts_of, without
 from vivit.analysis.compare import cka, compare_encoders
 from vivit.analysis.statistics import Statistics, half_interval, main, over_runs, statistics
 from vivit.encoder import encoder_of_run
@@ -161,9 +161,26 @@ def test_ablation_of_a_run_is_by_the_clips_that_it_gets_right(tiny_run, tmp_path
     assert first.fall == pytest.approx(whole.mean() - less.mean())
     assert (first.lost, first.won) == ((whole & ~less).sum(), (less & ~whole).sum())
     path = tmp_path / "ablation.json"
-    ablation.main([f"--workdir={tiny_run}", "--checkpoint=latest", "--attentions", f"--out={path}"])
+    ablation.main(
+        [f"--workdir={tiny_run}", "--checkpoint=latest", "--of=attentions", f"--out={path}"]
+    )
     assert json.loads(path.read_text())["accuracy"] == accuracy
-    assert "| stage | layer | attention | head |" in capsys.readouterr().out
+    assert "| without | accuracy |" in capsys.readouterr().out
+
+
+def test_changed_frames_are_those_of_clips_changed_by_hand(tiny_run):
+    run = Run(tiny_run, "latest")
+    clips, labels = run.clips(list(range(21)))
+    accuracy, found = change_frames(run)
+    assert [x.name for x in found] == ["frames reversed", "frames frozen", "frames shuffled"]
+    order = np.random.default_rng(0).permutation(16)
+    changed = clips[:, ::-1], np.repeat(clips[:, 8:9], 16, axis=1), clips[:, order]
+    params = jax.device_put(run.params)
+    apply = jax.jit(lambda x: run.model.apply({"params": params}, x))
+    for x, by_hand in zip(found, changed, strict=True):
+        right = np.argmax(apply(jnp.asarray(by_hand)), axis=1) == labels
+        assert x.accuracy == pytest.approx(right.mean())
+        assert x.fall == pytest.approx(accuracy - right.mean())
 
 
 def test_cka_is_that_of_its_definition():

@@ -1,24 +1,28 @@
-"""python -m vivit.analysis.ablation --workdir=RUN: accuracy without a head, or an attention, at a
-time.
+"""python -m vivit.analysis.ablation --workdir=RUN: accuracy without a head, an attention, or the
+order of the frames.
 
 A head is switched off by zeros in its rows of the attention's output, an attention by zeros in all
 of it, its bias too. Nothing is trained again: it says what the model as it is makes use of.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from tqdm import tqdm
 
 from vivit.analysis.statistics import half_interval
 from vivit.cli import add_run_arguments, make_parser, run_command, show_log
-from vivit.evaluate import compare, score_params
+from vivit.evaluate import compare, score_params, score_run
 from vivit.io import write_json
 from vivit.model import ViViT
+from vivit.registry import Registry
+from vivit.results import ClipScores
 from vivit.run import Run
 
 
@@ -31,15 +35,35 @@ class Part:
     pattern: str
     head: int | None = None
 
+    @property
+    def name(self) -> str:
+        head = "all heads" if self.head is None else f"head {self.head}"
+        return f"stage {self.stage}, layer {self.layer}, {self.pattern}, {head}"
+
+
+# Name -> clips [B, F, H, W, 3] -> clips whose frames are in another order, or all the same one.
+FRAMES: Registry[Callable[[Array], Array]] = Registry("change of frames")
+FRAMES.add("reversed", lambda clips: jnp.flip(clips, axis=1))
+FRAMES.add("frozen", lambda clips: jnp.repeat(_middle(clips), clips.shape[1], axis=1))
+FRAMES.add("shuffled", lambda clips: clips[:, np.random.default_rng(0).permutation(clips.shape[1])])
+
+
+def _middle(clips: Array) -> Array:
+    at = clips.shape[1] // 2
+    return clips[:, at : at + 1]
+
 
 @dataclass(frozen=True)
 class Ablation:
-    """What happens without a part. accuracy: the part of the clips that are right by every head of
-    the task. fall: of the accuracy, and half the length of its 95 % interval over the clips, of
-    the mean of the differences. lost, won: clips that are right only with the part, or only
-    without it; p: McNemar's exact test that both are equally good."""
+    """What happens without a part, or with other frames.
 
-    part: Part
+    name: of what is missing or changed. accuracy: the share of the clips that are right by every
+    head of the task. fall, half_interval: of the accuracy, and half the length of its 95 % interval
+    over the clips. lost, won: clips that are right only before, or only after the change. p: of
+    McNemar's exact test that both are equally good.
+    """
+
+    name: str
     accuracy: float
     fall: float
     half_interval: float
@@ -104,14 +128,25 @@ def ablate(run: Run, parts: list[Part] | None = None) -> tuple[float, list[Ablat
             yield without(run.model, params, part)
 
     whole, *others = [scores.clips for scores in score_params(run, variants())]
+    pairs = zip(parts, others, strict=True)
+    return float(whole.right.mean()), [_against(whole, x, part.name) for part, x in pairs]
+
+
+def change_frames(run: Run) -> tuple[float, list[Ablation]]:
+    """Returns a run's accuracy on its split, and what happens with each of FRAMES."""
+    whole = score_run(run).clips
     found = []
-    for part, clips in zip(parts, others, strict=True):
-        falls = whole.right.astype(float) - clips.right
-        half = float(half_interval(falls))
-        lost, won, p = compare(whole, clips)
-        accuracy = float(clips.right.mean())
-        found.append(Ablation(part, accuracy, float(falls.mean()), half, lost, won, p))
+    for name in tqdm(list(FRAMES), desc="frames", leave=False):
+        (scores,) = score_params(run, [run.params], change=FRAMES[name])
+        found.append(_against(whole, scores.clips, f"frames {name}"))
     return float(whole.right.mean()), found
+
+
+def _against(whole: ClipScores, other: ClipScores, name: str) -> Ablation:
+    falls = whole.right.astype(float) - other.right
+    lost, won, p = compare(whole, other)
+    half = float(half_interval(falls))
+    return Ablation(name, float(other.right.mean()), float(falls.mean()), half, lost, won, p)
 
 
 def table(accuracy: float, found: list[Ablation]) -> str:
@@ -119,16 +154,13 @@ def table(accuracy: float, found: list[Ablation]) -> str:
     lines = [
         f"All of it: {100 * accuracy:.2f} %",
         "",
-        "| stage | layer | attention | head | accuracy | fall | lost | won | p |",
-        "| --- " * 9 + "|",
+        "| without | accuracy | fall | lost | won | p |",
+        "| --- " * 6 + "|",
     ]
     for x in sorted(found, key=lambda x: -x.fall):
-        head = "all" if x.part.head is None else x.part.head
-        lines.append(
-            f"| {x.part.stage} | {x.part.layer} | {x.part.pattern} | {head} | "
-            f"{100 * x.accuracy:.2f} % | {100 * x.fall:.2f} ± {100 * x.half_interval:.2f} | "
-            f"{x.lost} | {x.won} | {f'{x.p:.2g}' if x.p > 1e-300 else '< 1e-300'} |"
-        )
+        p = f"{x.p:.2g}" if x.p > 1e-300 else "< 1e-300"
+        fall = f"{100 * x.fall:.2f} ± {100 * x.half_interval:.2f}"
+        lines.append(f"| {x.name} | {100 * x.accuracy:.2f} % | {fall} | {x.lost} | {x.won} | {p} |")
     return "\n".join(lines)
 
 
@@ -137,17 +169,26 @@ def main(argv: list[str] | None = None) -> None:
         "vivit.analysis.ablation",
         __doc__,
         "python -m vivit.analysis.ablation --workdir=runs/moving_digits",
-        "python -m vivit.analysis.ablation --workdir=runs/k400 --attentions --out=ablation.json",
+        "python -m vivit.analysis.ablation --workdir=runs/k400 --of=attentions --out=ablation.json",
     )
     add_run_arguments(parser)
-    parser.add_argument("--attentions", action="store_true", help="whole attentions, not each head")
+    parser.add_argument(
+        "--of",
+        choices=("heads", "attentions", "frames"),
+        default="heads",
+        help="attentions and each of their heads (default), attentions alone, or frames: reversed, "
+        "shuffled, or all the middle one",
+    )
     parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
     arguments = parser.parse_args(argv)
     show_log()
     if arguments.out is not None and Path(arguments.out).exists():
         raise ValueError(f"{arguments.out} exists; name a new file")
     run = Run(arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_root)
-    accuracy, found = ablate(run, parts_of(run.model, heads=not arguments.attentions))
+    if arguments.of == "frames":
+        accuracy, found = change_frames(run)
+    else:
+        accuracy, found = ablate(run, parts_of(run.model, heads=arguments.of == "heads"))
     print(table(accuracy, found))
     if arguments.out is not None:
         write_json(Path(arguments.out), {"accuracy": accuracy, "without": list(map(asdict, found))})
