@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -49,6 +51,23 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="of the run: best (by validation; default), latest or a step",
     )
+
+
+def split_names(text: str) -> list[str]:
+    """Returns the names in a text such as "rollout,smoothgrad(16, 0.3)", each once: commas within
+    brackets separate options."""
+    names = re.split(r",(?![^(]*\))", text)
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def new_file(path: str | None) -> Path | None:
+    """Returns the path of a file that a command is to write, None for none.
+
+    Raises ValueError for one that exists.
+    """
+    if path is not None and Path(path).exists():
+        raise ValueError(f"{path} exists; name a new file")
+    return None if path is None else Path(path)
 
 
 def make_parser(prog: str, doc: str | None, *examples: str) -> argparse.ArgumentParser:

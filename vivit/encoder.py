@@ -19,6 +19,7 @@ from vivit.data.split import Split
 from vivit.data.views import make_views
 from vivit.evaluate import collect, model_for_devices, parse_views
 from vivit.model.attention import TOKENS
+from vivit.model.params import of_layer
 from vivit.model.settings import ModelSettings
 from vivit.model.vivit import ViViT
 from vivit.objective import Sums
@@ -47,15 +48,14 @@ CELLS = 8  # rows and columns of a frame, for the two kinds without a model
 
 
 def _layers(model: ViViT, variables: Any, clips: Array) -> Float[Array, "B L D"]:
-    """Returns the mean of the tokens that each block gets."""
+    """Returns the mean of the clip's tokens that each block gets, without class tokens and
+    registers."""
     _, kept = model.apply(variables, clips, mutable=[TOKENS])
     means = []
     for i, stage in enumerate(model.config.stages):
-        of_stage = kept[TOKENS][f"stage_{i}"]
         for layer in range(stage.depth):
-            scanned = "layers" in of_stage
-            x = of_stage["layers" if scanned else f"layer_{layer}"]["tokens"]
-            x = x[layer] if scanned else x
+            x = of_layer(kept[TOKENS][f"stage_{i}"], layer)["tokens"]
+            x = stage.layout.remove(x, by_step=False)
             means.append(x.astype(jnp.float32).mean(axis=(1, 2)))
     return jnp.stack(means, axis=1)
 

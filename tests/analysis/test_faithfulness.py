@@ -66,6 +66,16 @@ def test_curves_are_those_of_clips_with_regions_out_and_in(model, params, clips,
     np.testing.assert_allclose(found.deletion[:, -1], found.insertion[:, 0], atol=1e-6)
 
 
+def test_equal_attributions_have_no_order(model, params, clips):
+    """Zeros of a relu are not taken from the top left."""
+    many = np.concatenate([clips] * 4)
+    flatter = {**params, "head": jax.tree.map(lambda x: x / 40, params["head"])}
+    equal, classes = jnp.zeros((8, 2, 4)), np.tile(CLASSES, 4)
+    options = {"region": "tokens", "fill": "mean", "parts": 2}
+    found = faithfulness(model, flatter, many, equal, classes, **options)
+    assert len(np.unique(found.deletion[:, 1].round(5))) > 2  # of two clips, in four orders each
+
+
 def test_areas_are_those_of_trapezoids():
     curves = Faithfulness(np.array([[1.0, 0.5, 0.0]]), np.array([[0.0, 1.0, 1.0]]))
     assert curves.areas["deletion"] == pytest.approx([0.5])
@@ -116,7 +126,7 @@ def test_a_run_is_measured_and_a_random_model_is_another(tiny_run, tmp_path, cap
     assert not np.allclose(other["rollout"].deletion, curves["rollout"]["deletion"], atol=1e-6)
     with pytest.raises(ValueError, match="unknown method of attribution 'rolout'"):
         measure_run(run, ["rolout"], **options)
-    with pytest.raises(ValueError, match="--clips=0 is not at least 1"):
+    with pytest.raises(ValueError, match="clips=0 of a split of 21 clips"):
         main([*common, "--clips=0"])
     with pytest.raises(ValueError, match="curves.json exists"):
         main([*common, f"--out={path}"])

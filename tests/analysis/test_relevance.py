@@ -193,16 +193,47 @@ def test_relevance_of_every_family_is_that_of_its_scanned_layers(family):
     model = vivit.build({**TINY, "family": family, "readout": readout})
     params = with_head(model)
     for method in ("relevance", "grad_cam"):
-        if any("trajectory" in a.name for s in model.config.stages for a in s.attentions):
-            with pytest.raises(ValueError, match="its weights follow its values"):
-                attribute(method, model, params, CLIPS, CLASSES)
-            continue
         plain = attribute(method, model, params, CLIPS, CLASSES)
         assert plain.shape == (2, 2, 4)
         assert np.max(plain) > 0
         scanned = model.with_settings(scan=True, kernel="chunked")
         other = attribute(method, scanned, stack_layers(params), CLIPS, CLASSES)
         np.testing.assert_allclose(plain, other, rtol=1e-3, atol=1e-6)
+
+
+def test_trajectory_has_no_gradient_by_weights_alone():
+    stage = {"depth": 1, "attentions": ("trajectory",), "pool": "mean"}
+    model = vivit.build({**TINY, "stages": (stage,)})
+    params = with_head(model)
+    for method in ("relevance", "gradient_attention"):
+        with pytest.raises(ValueError, match="its weights follow its values"):
+            attribute(method, model, params, CLIPS, CLASSES)
+    assert np.max(attribute("grad_cam", model, params, CLIPS, CLASSES)) > 0
+    with pytest.raises(ValueError, match="value_norms: values of 'trajectory' go through more"):
+        capture(model, params, CLIPS, value_norms=True)
+
+
+def test_relevance_of_divided_attention_is_the_product_of_its_matrices():
+    """On the grid of T time steps, each with the class token, which is one for all of them."""
+    pairs = weights_and_gradients("divided", "cls")
+    t, n = 2, 5
+    tie = np.eye(t * n)
+    tie[::n, ::n] = 1 / t
+    total = np.broadcast_to(np.eye(t * n), (2, t * n, t * n))
+    for over_time, over_space in (pairs[:2], pairs[2:]):
+        for pair, axis in ((over_time, "t"), (over_space, "s")):
+            sets = positive(pair)
+            step = np.zeros((2, t, n, t, n))
+            if axis == "t":  # [B, S, T, T], without the class token
+                for s in range(n - 1):
+                    step[:, :, s + 1, :, s + 1] = sets[:, s]
+            else:  # [B, T, 1 + S, 1 + S]
+                for i in range(t):
+                    step[:, i, :, i] = sets[:, i]
+            total = total + step.reshape(2, t * n, t * n) @ total
+            total = tie @ total if axis == "s" else total
+    row = total.reshape(2, t, n, t, n)[:, 0, 0, :, 1:]
+    np.testing.assert_allclose(ours("relevance", "divided", "cls"), row, rtol=1e-4, atol=1e-7)
 
 
 def test_relevance_is_that_of_a_class():

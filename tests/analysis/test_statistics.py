@@ -17,6 +17,7 @@ from vivit.analysis import ablation, capture, compare, rollout
 from vivit.analysis.ablation import Part, ablate, change_frames, parts_of, without
 from vivit.analysis.compare import cka, compare_encoders
 from vivit.analysis.statistics import Statistics, half_interval, main, over_runs, statistics
+from vivit.cli import split_names
 from vivit.encoder import encoder_of_run
 from vivit.model import stack_layers
 from vivit.run import Run
@@ -61,6 +62,16 @@ def test_statistics_are_means_of_summaries_of_single_clips(tiny_run, encoder, fo
         np.testing.assert_allclose(found.values[of]["head_similarity"][[5, 2]], expected, atol=1e-4)
 
 
+def test_places_have_no_mean(encoder):
+    with pytest.raises(ValueError, match="'top_place' holds places of tokens, which have no mean"):
+        statistics(encoder, encoder.open("validation").at(range(8)), ["top(2)"])
+
+
+def test_names_with_options_are_split_outside_of_brackets():
+    text = "rollout, smoothgrad(16,0.3),rollout,top(2)"
+    assert split_names(text) == ["rollout", "smoothgrad(16,0.3)", "top(2)"]
+
+
 def test_statistics_are_the_same_on_eight_devices(tiny_run, tmp_path):
     arguments = [str(tiny_run), "--checkpoint=latest", "--clips=9", "--want=entropy,profile"]
     main([*arguments, f"--out={tmp_path / 'one.json'}"])
@@ -91,6 +102,8 @@ def test_intervals_are_over_clips_or_over_runs(found):
     assert both.axes["entropy"] == ("run", "layer", "head")
     assert f"| {of} | 0 | entropy |" in both.table()
     assert "profile" not in both.table()  # more than a number of each head
+    with pytest.raises(ValueError, match="statistics of other clips"):
+        over_runs([found, Statistics(found.clips[1:], found.values, found.axes)])
     fewer = {of: {"entropy": found.values[of]["entropy"][:, :1]}}
     with pytest.raises(ValueError, match="models of other layers"):
         over_runs([found, Statistics(found.clips, fewer, found.axes)])
@@ -199,6 +212,8 @@ def test_cka_is_that_of_its_definition():
         return (np.trace(k @ m) + middle - 2 / (n - 2) * one @ k @ m @ one) / (n * (n - 3))
 
     assert cka(x, y) == pytest.approx(hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y)))
+    with pytest.raises(ValueError, match="the same for all clips"):
+        cka(np.ones((5, 3)), x[:5])
     with pytest.raises(ValueError, match="at least 4, not 3 and 3"):
         cka(x[:3], y[:3])
 
@@ -215,7 +230,7 @@ def test_runs_are_compared_on_the_same_clips(tiny_run, encoder, tmp_path, capsys
 
     def keep(next_fun, args, kwargs, context):
         if (context.module.name or "").startswith("layer_") and context.method_name == "__call__":
-            inputs.append(np.asarray(args[0].x).mean(axis=(1, 2)))
+            inputs.append(np.asarray(args[0].x).mean(axis=(1, 2)))  # it has no extra tokens
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(keep):

@@ -6,17 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save as save_tensors
 
 import vivit
 from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import Kept, capture
 from vivit.analysis import kept as kept_module
-from vivit.analysis.kept import _summary
+from vivit.analysis.kept import FORMAT, _summary
 from vivit.analysis.summaries import SUMMARIES, summary
 from vivit.model.settings import FAMILIES
 from vivit.pretraining.masks import MASKS
 
-WANT = ("full", "over_time", "over_space", "to_extra", "of_extra", "entropy", "distance", "top(3)")
+WANT = (
+    "full", "over_time", "over_space", "to_extra", "of_extra", "entropy", "distance", "top(3)",
+    "to_high_norm(1.05)", "sinks(0.3)", "profile", "head_similarity",
+)  # fmt: skip
 QUERIES = ((1, 1, 0), (0, 0, 1))
 OTHERS = {
     "one key head": {"family": "joint", "kv_heads": 1, "registers": 2},
@@ -26,6 +30,12 @@ OTHERS = {
         ),
         "registers": 1,
     },
+    "dropped tokens": {
+        "stages": (
+            {"depth": 2, "attentions": ("space",), "reduce": "random_dropping(2)", "pool": "mean"},
+        ),
+    },
+    "two key heads": {"family": "joint", "heads": 4, "kv_heads": 2},
 }
 
 
@@ -67,16 +77,35 @@ def expected_summaries(attention):
     apart = 4 * np.hypot(y[:, None] - y, x[:, None] - x)
     between = 2 * np.abs(np.arange(t)[:, None] - np.arange(t))
     total = weights.sum((4, 5))
+    seen = total.mean(1) > 0  # [B, T, S]: dropped tokens have no weights
+    mean = lambda x, axes: (
+        x.sum(axes) / np.maximum(seen[:, None].sum(axes)[(..., *(None,) * (x.ndim - 4))], 1)
+    )
+    norms = np.asarray(attention.on_clip(attention.spread(attention.token_norms)))
+    median = np.array([np.median(x[keep]) for x, keep in zip(norms, seen, strict=True)])
+    high = seen & (norms > 1.05 * median[:, None, None])
+    steps = mean(weights.sum(5), 3)
+    flat = weights.reshape(b, h, -1)
+    flat = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
+    received = np.sort(mean(weights, (2, 3)).reshape(b, h, -1), axis=-1)
+    positive = np.where(total == 0, 1, total)
+    entropies = -np.where(keys > 0, keys * np.log(np.where(keys > 0, keys, 1)), 0).sum(-1)
     order = np.argsort(-weights.reshape(b, h, t, s, -1), axis=-1, kind="stable")[..., :3]
     return {
         "full": weights,
-        "over_time": weights.sum(5).mean(3),
-        "over_space": weights.sum(4).mean(2),
+        "over_time": steps,
+        "over_space": mean(weights.sum(4), 2),
+        "to_high_norm": np.einsum("bhtsuv,buv->bhts", weights, high),
+        "sinks": received[..., -max(1, round(0.3 * t * s)) :].sum(-1),
+        "profile": np.stack(
+            [np.diagonal(steps, d, 2, 3).mean(-1) for d in range(1 - t, t)], axis=-1
+        ),
+        "head_similarity": np.einsum("bhn,bgn->bhg", flat, flat),
         "to_extra": stack(to_extra, (b, h, 0, t, s)),
         "of_extra": stack(of_extra, (b, h, 0, t, s)),
-        "entropy": -np.where(keys > 0, keys * np.log(np.where(keys > 0, keys, 1)), 0).sum(-1),
-        "distance_in_space": np.einsum("bhtsup,sp->bhts", weights, apart) / total,
-        "distance_in_time": np.einsum("bhtsup,tu->bhts", weights, between) / total,
+        "entropy": entropies,
+        "distance_in_space": np.einsum("bhtsup,sp->bhts", weights, apart) / positive,
+        "distance_in_time": np.einsum("bhtsup,tu->bhts", weights, between) / positive,
         "top_weight": np.take_along_axis(weights.reshape(b, h, t, s, -1), order, axis=-1),
         "top_place": order,
         "rows": np.stack([weights[:, :, 1, 2 % s], weights[:, :, 0, 1 % s]], axis=2),
@@ -173,6 +202,13 @@ def test_maps_subtract_and_are_saved_and_loaded(tmp_path):
         kept["joint"]
     with pytest.raises(ValueError, match="missing is not a file"):
         Kept.load(tmp_path / "missing")
+    (tmp_path / "other").write_bytes(save_tensors({"a/b": np.zeros(1)}, {"format": FORMAT}))
+    with pytest.raises(ValueError, match="other has another description than its arrays"):
+        Kept.load(tmp_path / "other")
+    lists = maps.keep(queries=[[0, 0, 0]])
+    assert not np.any(
+        (Kept.load(lists.save(tmp_path / "lists")) - lists).flat["stage 1, time/rows"]
+    )
     (tmp_path / "cut").write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="cut can't be read as safetensors"):
         Kept.load(tmp_path / "cut")
@@ -203,6 +239,14 @@ def test_what_cannot_be_kept_is_said(monkeypatch):
     maps = maps_of("joint")
     with pytest.raises(ValueError, match="unknown summary of attention 'entropi'; known: distance"):
         maps.keep("entropi")
+    with pytest.raises(ValueError, match="want='entropy' is to be a list of names"):
+        capture(maps.model, init(maps.model), CLIPS, want="entropy")
+    with pytest.raises(
+        ValueError, match=r"'top\(2\)' and 'top\(3\)' both make the array 'top_weight'"
+    ):
+        maps.keep("top(2)", "top(3)")
+    with pytest.raises(ValueError, match="stage 0, joint/top_place holds places of tokens"):
+        maps.keep("top(2)") - maps.keep("top(2)")
     with pytest.raises(ValueError, match="want names no summary; there are distance, entropy"):
         maps.keep()
     with pytest.raises(ValueError, match=r"no query \(0, 2, 0\) on the grid.*to \(1, 1, 1\)"):

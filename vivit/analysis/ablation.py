@@ -7,7 +7,6 @@ of it, its bias too. Nothing is trained again: it says what the model as it is m
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from vivit.analysis.statistics import half_interval
-from vivit.cli import add_run_arguments, make_parser, run_command, show_log
+from vivit.analysis.statistics import half_interval, with_interval
+from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log
 from vivit.evaluate import compare, score_params, score_run
 from vivit.io import write_json
 from vivit.model import ViViT
@@ -144,6 +143,8 @@ def change_frames(run: Run) -> tuple[float, list[Ablation]]:
 
 def _against(whole: ClipScores, other: ClipScores, name: str) -> Ablation:
     falls = whole.right.astype(float) - other.right
+    if len(falls) < 2:
+        raise ValueError("accuracies of a single clip are not compared; take a split of more")
     lost, won, p = compare(whole, other)
     half = float(half_interval(falls))
     return Ablation(name, float(other.right.mean()), float(falls.mean()), half, lost, won, p)
@@ -159,7 +160,7 @@ def table(accuracy: float, found: list[Ablation]) -> str:
     ]
     for x in sorted(found, key=lambda x: -x.fall):
         p = f"{x.p:.2g}" if x.p > 1e-300 else "< 1e-300"
-        fall = f"{100 * x.fall:.2f} ± {100 * x.half_interval:.2f}"
+        fall = with_interval(f"{100 * x.fall:.2f}", 100 * x.half_interval, ".2f")
         lines.append(f"| {x.name} | {100 * x.accuracy:.2f} % | {fall} | {x.lost} | {x.won} | {p} |")
     return "\n".join(lines)
 
@@ -182,17 +183,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
     arguments = parser.parse_args(argv)
     show_log()
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise ValueError(f"{arguments.out} exists; name a new file")
+    out = new_file(arguments.out)
     run = Run(arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_root)
     if arguments.of == "frames":
         accuracy, found = change_frames(run)
     else:
         accuracy, found = ablate(run, parts_of(run.model, heads=arguments.of == "heads"))
     print(table(accuracy, found))
-    if arguments.out is not None:
-        write_json(Path(arguments.out), {"accuracy": accuracy, "without": list(map(asdict, found))})
-        print(f"-> {arguments.out}")
+    if out is not None:
+        write_json(out, {"accuracy": accuracy, "without": list(map(asdict, found))})
+        print(f"-> {out}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,11 @@ class Attention:
         return f"stage {self.stage}, layer {self.layer}, {self.pattern.label}"
 
     @property
+    def of_layers(self) -> str:
+        """What the attentions of all layers of a stage by one pattern are called together."""
+        return f"stage {self.stage}, {self.pattern.label}"
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """Clips, time steps and spatial tokens of the stage's grid, and heads of the values."""
         b, t, s, _, _ = self.q.shape
@@ -148,8 +153,9 @@ class Attention:
         return x if self.places is None else put(x, self.places, self.grid)
 
     def seen(self) -> Float[Array, "B T S"]:
-        """Returns 1 for every token of the clip's grid that was seen, else 0."""
-        return self.on_clip(jnp.ones(self.shape[:3]))
+        """Returns 1 for every token of the clip's grid that was seen and not dropped, else 0."""
+        ones = jnp.ones(self.shape[:3])
+        return self.on_clip(ones if self.source is None else ones * (self.source.sum(axis=2) > 0))
 
     def fold(
         self,
@@ -224,9 +230,8 @@ class Attention:
         return _rows(self.of_any_layer, jnp.asarray(chosen), None)
 
     def received(self) -> Float[Array, "B h Tk Sk"]:
-        """Returns the weight that each key gets, averaged over the queries that were seen."""
-        t, s = self.clip_grid
-        return _rows(self.of_any_layer, jnp.ones((1, t, s, 1)), None)[:, :, 0]
+        """Returns the weight that each key gets, averaged over the queries of `seen`."""
+        return _rows(self.of_any_layer, self.seen()[..., None], None)[:, :, 0]
 
     def rows_of_extra(self) -> Float[Array, "B h extra Tk Sk"]:
         """Returns where class tokens and registers look; the mean over the time steps, or places,
@@ -240,8 +245,8 @@ class Attention:
 def mean_over(
     attention: Attention, x: Float[Array, "B h Tq Sq ..."], axes: str
 ) -> Float[Array, "B h ..."]:
-    """Returns the mean over the queries that were seen along the axes "t", "s" or "ts"; 0 where
-    there are none."""
+    """Returns the mean over the queries of `Attention.seen` along the axes "t", "s" or "ts"; 0
+    where there are none."""
     dims = tuple("ts".index(axis) + 2 for axis in axes)
     count = attention.seen()[:, None].sum(axis=dims)
     count = count.reshape(*count.shape, *(1,) * (x.ndim - len(dims) - count.ndim))

@@ -82,8 +82,11 @@ def attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) 
     Raises ValueError for an unknown method, and for classes that the model does not have.
     """
     known, numbers = model.config.classes, jnp.asarray(classes)
-    if numbers.shape != (len(clips),):
-        raise ValueError(f"{len(clips)} clips need as many classes, not {numbers.shape}")
+    if numbers.shape != (len(clips),) or not jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise ValueError(
+            f"{len(clips)} clips need as many numbers of classes, not {numbers.dtype} of shape "
+            f"{numbers.shape}; with several heads, classes are counted through all of them"
+        )
     if not known or bool(((numbers < 0) | (numbers >= known)).any()):
         raise ValueError(
             f"classes {numbers.tolist()} of a model with {known} classes: they are numbers from 0 "

@@ -11,10 +11,12 @@ from jaxtyping import Array, Float
 
 from vivit.analysis.attention import Attention
 from vivit.analysis.kept import Kept, Queries, concatenate, keep
+from vivit.analysis.summaries import chosen
 from vivit.attention import Pattern
 from vivit.axes import Clips, Logits
 from vivit.model import ViViT
 from vivit.model.attention import CAPTURED, PERTURBED, TOKENS
+from vivit.model.params import of_layer
 from vivit.model.places import Places, check_places
 
 
@@ -151,6 +153,8 @@ def capture(
                 f"{chunk=} does nothing without want, as all queries and keys are kept"
             )
         return _capture(model, params, clips, places, value_norms=value_norms)
+    if want:
+        _ = chosen(want)  # raises for what is no list of summaries, before any work
     chunk = len(clips) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"{chunk=} is not at least 1")
@@ -188,6 +192,12 @@ def _capture(
     if places is not None:
         check_places(model.config, lines=places.shape[1] > 1)
     model = _on_one_device(model)
+    for pattern in (p for stage in model.config.stages for p in stage.attentions):
+        if value_norms and pattern.follows_values:
+            raise ValueError(
+                f"value_norms: values of {pattern.name!r} go through more than the output's "
+                "projection, so their norms are not those of what a token gets"
+            )
     logits, kept = _apply_capturing(model, value_norms, params, clips, places)
     return _maps(model, params, logits, kept, places)
 
@@ -209,8 +219,8 @@ def _maps(
         if (reduced := captured.get("reduce", {}).get("source")) is not None:
             source = sources[i, -1] = reduced
         for layer in range(stage.depth):
-            at_layer = _layer(captured, layer)
-            of_layer = _layer(params[f"stage_{i}"], layer)
+            at_layer = of_layer(captured, layer)
+            params_of_layer = of_layer(params[f"stage_{i}"], layer)
             if "tokens" in at_layer:
                 tokens[i, layer] = at_layer["tokens"]
             if "tokens_gradient" in at_layer:
@@ -229,7 +239,7 @@ def _maps(
                         grid=(steps, rows * columns),
                         kernel=model.config.kernel,
                         soft_cap=model.config.soft_cap,
-                        context=_context(pattern, at_layer[name], of_layer[name]),
+                        context=_context(pattern, at_layer[name], params_of_layer[name]),
                         source=None if source is None else layout.matrix(source),
                         places=places,
                         values=at_layer[name].get("values"),
@@ -305,9 +315,3 @@ def _norms(values: Array, of_attention: Any) -> Float[Array, "... T S h"]:
     layers = "L" if kernel.ndim == 4 else ""
     equation = f"{layers}BTShc,{layers}hcd,{layers}BTShd->{layers}BTSh"
     return jnp.sqrt(jnp.maximum(jnp.einsum(equation, values, squares, values), 0))
-
-
-def _layer(tree: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
-    if "layers" in tree:  # scanned: every array has a leading axis of layers
-        return jax.tree.map(lambda x: x[layer], tree["layers"])
-    return tree[f"layer_{layer}"]

@@ -6,7 +6,6 @@ attention rollouts. A run with itself (give it twice) shows how its layers are a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from jaxtyping import Array, Float
 
 from vivit.analysis.capture import capture
 from vivit.analysis.rollout import rollout
-from vivit.analysis.statistics import half_interval
-from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
+from vivit.analysis.statistics import half_interval, with_interval
+from vivit.cli import add_checkpoint_argument, make_parser, new_file, run_command, show_log
 from vivit.encoder import KINDS, Encoder, Measuring, encoder_of_run
 from vivit.io import write_json
 from vivit.run import Run
@@ -27,12 +26,15 @@ def cka(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N _"]) -> float:
 
     Kornblith et al. (1905.00414), section 3, by the unbiased estimate of HSIC of Nguyen et al.
     (2010.15327), equation 3, without which it grows with D / N. Raises ValueError for fewer than
-    four clips.
+    four clips, and for one that is the same for all of them.
     """
     if len(x) < 4 or len(x) != len(y):
         raise ValueError(f"CKA needs the same clips, at least 4, not {len(x)} and {len(y)}")
     a, b = (_without_diagonal(np.asarray(z, np.float64)) for z in (x, y))
-    return float(_hsic(a, b) / np.sqrt(_hsic(a, a) * _hsic(b, b)))
+    sizes = _hsic(a, a) * _hsic(b, b)
+    if sizes <= 0:
+        raise ValueError("CKA of a representation that is the same for all clips is not defined")
+    return float(_hsic(a, b) / np.sqrt(sizes))
 
 
 def _without_diagonal(x: np.ndarray) -> np.ndarray:
@@ -81,7 +83,8 @@ class Comparison:
         ]
         if self.rollouts is None:
             return "\n".join([*lines, "", "Rollouts are on different grids."])
-        shown = f"{self.rollouts.mean():.3f} ± {half_interval(self.rollouts):.3f}"
+        half = half_interval(self.rollouts)
+        shown = with_interval(f"{self.rollouts.mean():.3f}", half, ".3f")
         return "\n".join([*lines, "", f"Correlation of rollouts: {shown}"])
 
 
@@ -137,18 +140,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
     arguments = parser.parse_args(argv)
     show_log()
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise ValueError(f"{arguments.out} exists; name a new file")
+    out = new_file(arguments.out)
     encoders = [
         encoder_of_run(Run(workdir, arguments.checkpoint, data_root=arguments.data_root))
         for workdir in arguments.runs
     ]
     found = compare_encoders(encoders, arguments.split, arguments.clips)
     print(found.table())
-    if arguments.out is not None:
+    if out is not None:
         of_clips = None if found.rollouts is None else found.rollouts.tolist()
-        write_json(Path(arguments.out), {"cka": found.cka.tolist(), "rollouts": of_clips})
-        print(f"-> {arguments.out}")
+        write_json(out, {"cka": found.cka.tolist(), "rollouts": of_clips})
+        print(f"-> {out}")
 
 
 if __name__ == "__main__":

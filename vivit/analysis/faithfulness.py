@@ -9,7 +9,6 @@ of the middle.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,9 +19,9 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from vivit.analysis.attribution import METHODS, REGIONS, Attributions, FloatClips, attribute
-from vivit.analysis.statistics import half_interval
+from vivit.analysis.statistics import half_interval, with_interval
 from vivit.axes import Clips
-from vivit.cli import add_run_arguments, make_parser, run_command, show_log
+from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log, split_names
 from vivit.io import write_json
 from vivit.model import ViViT
 from vivit.model.config import ModelConfig
@@ -94,7 +93,9 @@ def faithfulness(
     count = int(groups.max()) + 1
     flat = np.asarray(attributions, np.float64).reshape(len(clips), -1)
     sums = flat @ np.eye(count)[groups.ravel()]
-    rank = np.argsort(np.argsort(-sums, axis=1, kind="stable"), axis=1)  # 0 is taken first
+    draw = np.random.default_rng(0)  # equal ones in no order, as relu leaves many zeros
+    order = [np.lexsort((draw.permutation(count), -of_clip)) for of_clip in sums]
+    rank = np.argsort(np.stack(order), axis=1)  # 0 is taken first
     rank = jnp.asarray(rank[:, groups])  # [B, T, S]
     curves = []
     for inserted in (False, True):
@@ -145,31 +146,33 @@ def measure_run(
     """Returns method -> its curves on the first clips of a run's split, for the predicted classes.
 
     random_seed: of random parameters that the attributions are of, in place of the run's; the
-    curves are still the run's. A method that does no worse then finds what any model would: the
-    sanity check of Adebayo et al. (1810.03292), section 3.
+    head and the curves are still the run's. A method that does no worse then finds what any model
+    would: the sanity check of Adebayo et al. (1810.03292), section 3.
 
     Raises ValueError for unknown names, and for a run whose classes are not alternatives.
     """
     if run.objective.several or len(run.objective.heads) != 1:
         raise ValueError("this is for runs of one head, with one label of each clip")
     for name in methods:
-        _ = METHODS[name]
+        _ = METHODS[name]  # raises for an unknown name, before any work
+    if not 1 <= clips <= len(run.data):
+        raise ValueError(f"{clips=} of a split of {len(run.data)} clips")
     params, curves = jax.device_put(run.params), {name: [] for name in methods}
     explained = params
     if random_seed is not None:
         drawn = jax.jit(run.model.init)(jax.random.key(random_seed), *run.model.example())
         # The head starts at zero, which has no gradient.
         explained = {**drawn["params"], "head": params["head"]}
-    numbers = range(min(clips, len(run.data)))
-    starts = range(0, len(numbers), BATCH)
-    for start in tqdm(starts, desc="faithfulness", unit="batch", leave=False):
-        batch, _ = run.clips(list(numbers[start : start + BATCH]))
+    for start in tqdm(range(0, clips, BATCH), desc="faithfulness", unit="batch", leave=False):
+        # The last batch is filled up, so that nothing is compiled for it alone.
+        numbers = [min(i, clips - 1) for i in range(start, start + BATCH)]
+        batch, _ = run.clips(numbers)
         classes = run.predict(batch).argmax(axis=1)
-        for name in methods:
-            found = attribute(name, run.model, explained, batch, classes)
+        found = {name: attribute(name, run.model, explained, batch, classes) for name in curves}
+        for name, x in found.items():
             options: Any = {"region": region, "fill": fill}
-            curves[name].append(faithfulness(run.model, params, batch, found, classes, **options))
-    join = lambda parts, of: np.concatenate([getattr(part, of) for part in parts])
+            curves[name].append(faithfulness(run.model, params, batch, x, classes, **options))
+    join = lambda parts, of: np.concatenate([getattr(part, of) for part in parts])[:clips]
     return {k: Faithfulness(join(v, "deletion"), join(v, "insertion")) for k, v in curves.items()}
 
 
@@ -183,7 +186,9 @@ def table(found: dict[str, Faithfulness]) -> str:
         "| --- | --- | --- |",
     ]
     for name, curves in found.items():
-        cells = [f"{x.mean():.3f} ± {half_interval(x):.3f}" for x in curves.areas.values()]
+        cells = [
+            with_interval(f"{x.mean():.3f}", half_interval(x), ".3f") for x in curves.areas.values()
+        ]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
@@ -210,20 +215,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE", help="where all curves are written as JSON")
     arguments = parser.parse_args(argv)
     show_log()
-    if arguments.clips < 1:
-        raise ValueError(f"--clips={arguments.clips} is not at least 1")
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise ValueError(f"{arguments.out} exists; name a new file")
+    out = new_file(arguments.out)
     run = Run(arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_root)
-    methods = arguments.methods.split(",")
+    methods = split_names(arguments.methods)
     options: Any = {"region": arguments.region, "fill": arguments.fill, "clips": arguments.clips}
     options["random_seed"] = arguments.random_seed
     found = measure_run(run, methods, **options)
     print(table(found))
-    if arguments.out is not None:
+    if out is not None:
         curves = lambda x: {"deletion": x.deletion.tolist(), "insertion": x.insertion.tolist()}
-        write_json(Path(arguments.out), {name: curves(x) for name, x in found.items()})
-        print(f"-> {arguments.out}")
+        write_json(out, {name: curves(x) for name, x in found.items()})
+        print(f"-> {out}")
 
 
 if __name__ == "__main__":

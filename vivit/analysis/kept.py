@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from vivit.analysis.attention import Attention
-from vivit.analysis.summaries import SUMMARIES
+from vivit.analysis.summaries import SUMMARIES, chosen
 from vivit.io import write_atomically
 from vivit.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-Queries = Sequence[tuple[int, int, int]]  # (t, y, x) on the clip's grid
+Queries = Sequence[Sequence[int]]  # (t, y, x) on the clip's grid
 AXES_BEFORE = ("layer", "clip")
 FORMAT = "vivit attention summaries 1"
 
@@ -58,8 +58,12 @@ class Kept:
     def __sub__(self, other: "Kept") -> "Kept":
         """Returns the differences of all arrays, of two models or of two sets of clips.
 
-        Raises ValueError unless both have the same summaries, of attentions of the same shapes.
+        Raises ValueError unless both have the same summaries, of attentions of the same shapes, and
+        for places of tokens, which have no difference.
         """
+        places = [name for name, x in self.flat.items() if np.issubdtype(x.dtype, np.integer)]
+        if places:
+            raise ValueError(f"{places[0]} holds places of tokens; keep what subtracts, without it")
         ours, theirs = (
             {k: np.shape(x) for k, x in part.items()} for part in (self.flat, other.flat)
         )
@@ -104,17 +108,19 @@ class Kept:
         except Exception as error:
             raise ValueError(f"{path} can't be read as safetensors: {error}") from error
         if about.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} holds no summaries of attention; give one that Kept.save wrote"
-            )
-        known = json.loads(about["about"])
-        arrays: dict[str, dict[str, Any]] = {of: {} for of in known["grids"]}
-        for key, x in flat.items():
-            of, _, name = key.rpartition("/")
-            arrays[of][name] = x
-        by_name = lambda name: {k: tuple(v) for k, v in known[name].items()}
-        queries = tuple(tuple(query) for query in known["queries"])
-        return Kept(arrays, by_name("axes"), by_name("grids"), tuple(known["tubelet"]), queries)
+            raise ValueError(f"{path} holds no summaries of attention: Kept.save wrote none there")
+        try:
+            known = json.loads(about["about"])
+            arrays: dict[str, dict[str, Any]] = {of: {} for of in known["grids"]}
+            for key, x in flat.items():
+                of, _, name = key.rpartition("/")
+                arrays[of][name] = x
+            by_name = lambda name: {k: tuple(v) for k, v in known[name].items()}
+            queries = tuple(tuple(query) for query in known["queries"])
+            tubelet = tuple(known["tubelet"])
+            return Kept(arrays, by_name("axes"), by_name("grids"), tubelet, queries)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} has another description than its arrays: {error}") from error
 
     def to_xarray(self) -> "DataTree":
         """Returns an xarray.DataTree: a node for each attention, "stage_0_space", whose arrays have
@@ -144,25 +150,22 @@ def keep(
     attentions: Sequence[Attention], config: ModelConfig, want: Sequence[str], queries: Queries
 ) -> Kept:
     """Returns summaries of attentions; see `AttentionMaps.keep`."""
-    if not want and not queries:
-        raise ValueError(f"want names no summary; there are {', '.join(sorted(SUMMARIES))}")
-    entries = {name: SUMMARIES[name] for name in want}
+    entries = chosen(want) if want or not queries else {}
     axes = {k: (*AXES_BEFORE, *v) for entry in entries.values() for k, v in entry.arrays.items()}
     if queries:
         axes["rows"] = (*AXES_BEFORE, "head", "query", "t_k", "s_k")
         _check_queries(queries, config)
     groups: dict[str, list[Attention]] = {}
     for attention in attentions:
-        groups.setdefault(f"stage {attention.stage}, {attention.pattern.label}", []).append(
-            attention
-        )
-    _check_size(attentions, config, want)
+        groups.setdefault(attention.of_layers, []).append(attention)
+    check_size(attentions, config, want)
     arrays: dict[str, dict[str, Any]] = {}
     for of, layers in groups.items():
         made = [_made(attention, config, tuple(want), queries) for attention in layers]
         arrays[of] = {name: jnp.stack([layer[name] for layer in made]) for name in axes}
     grids = {of: _grid(layers[0]) for of, layers in groups.items()}
-    return Kept(arrays, axes, grids, config.tubelet, tuple(queries))
+    at: Any = tuple(tuple(int(i) for i in query) for query in queries)
+    return Kept(arrays, axes, grids, config.tubelet, at)
 
 
 def concatenate(parts: Sequence[Kept]) -> Kept:
@@ -213,11 +216,12 @@ def _check_queries(queries: Queries, config: ModelConfig) -> None:
             )
 
 
-def _check_size(attentions: Sequence[Attention], config: ModelConfig, want: Sequence[str]) -> None:
-    """Raises ValueError if what is wanted is larger than the memory of a device."""
+def check_size(attentions: Sequence[Attention], config: ModelConfig, want: Sequence[str]) -> None:
+    """Raises ValueError if the summaries that are wanted are larger than the memory of a device."""
     needed: dict[str, int] = {}
     for name in want:
-        made = [jax.eval_shape(partial(_summary, name, config), a) for a in attentions]
+        shapes = partial(jax.eval_shape, partial(_summary, name, config))
+        made = [shapes(attention.of_any_layer) for attention in attentions]
         needed[name] = sum(x.size * x.dtype.itemsize for layer in made for x in layer.values())
     limit = memory_of_device()
     if sum(needed.values()) > limit:

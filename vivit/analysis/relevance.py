@@ -1,6 +1,5 @@
 """Methods of attribution that read attention, each in its form for any list of stages."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Array
 from vivit.analysis.attention import CHUNK, Attention
 from vivit.analysis.attribution import Attributions, Subject, method
 from vivit.analysis.capture import AttentionMaps, capture, trace
-from vivit.analysis.rollout import Scalars, parts_of_readout, rollout
+from vivit.analysis.rollout import Mix, Scalars, mean_of_heads, parts_of_readout, rollout
 
 
 @method("rollout")
@@ -23,13 +22,8 @@ def attention_rollout(subject: Subject, *, residual: float = 0.5) -> Attribution
 def raw_attention(subject: Subject) -> Attributions:
     """Weights of the last layer of each stage, averaged over heads, that reach the readout through
     those of later stages; the same for all classes."""
-
-    def mix(attention: Attention, values: Scalars) -> Scalars:
-        v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
-        return attention.mix_tokens(v).mean(axis=(3, 4))
-
     maps = capture(subject.model, subject.params, subject.clips)
-    return parts_of_readout(maps, _in_last_layers(maps, mix))
+    return parts_of_readout(maps, _in_last_layers(maps, mean_of_heads))
 
 
 @method("gradient_attention")
@@ -57,7 +51,7 @@ def relevance(subject: Subject) -> Attributions:
 def grad_cam(subject: Subject) -> Attributions:
     """Grad-CAM (1610.02391) on tokens: channels of the tokens that the last block with the clip's
     whole grid gets, weighted by the mean gradient of the score, where their sum is positive."""
-    maps = _traced(subject)
+    maps = trace(subject.model, subject.params, subject.clips, subject.classes)
     steps, rows, columns = maps.model.config.grid
     last = [a for a in maps.attentions if a.clip_grid == (steps, rows * columns)][-1]
     skipped = maps.model.config.stages[last.stage].layout.extra - last.layout.extra
@@ -79,9 +73,6 @@ def _traced(subject: Subject) -> AttentionMaps:
                 "weights alone; use a method without it, such as 'rollout' or 'occlusion'"
             )
     return maps
-
-
-Mix = Callable[[Attention, Scalars], Scalars]
 
 
 def _in_last_layers(maps: AttentionMaps, mix: Mix) -> Mix:

@@ -40,11 +40,16 @@ def rollout(maps: AttentionMaps, *, residual: float = 0.5) -> Float[Array, "B T 
 @jax.jit  # once for each model and shape, whatever the clips
 def _rollout(maps: AttentionMaps, residual: Float[Array, ""]) -> Float[Array, "B T S"]:
     def mix(attention: Attention, values: Scalars) -> Scalars:
-        v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
-        return residual * values + (1 - residual) * attention.mix_tokens(v).mean(axis=(3, 4))
+        return residual * values + (1 - residual) * mean_of_heads(attention, values)
 
     parts = parts_of_readout(maps, mix)
     return parts / parts.sum(axis=(1, 2), keepdims=True)
+
+
+def mean_of_heads(attention: Attention, values: Scalars) -> Scalars:
+    """Returns the weights' mean over heads times values of the tokens that attend."""
+    v = jnp.broadcast_to(values[..., None, None], (*values.shape, attention.k.shape[3], 1))
+    return attention.mix_tokens(v).mean(axis=(3, 4))
 
 
 def parts_of_readout(maps: AttentionMaps, mix: Mix) -> Float[Array, "B T S"]:

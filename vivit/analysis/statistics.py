@@ -1,7 +1,7 @@
 """python -m vivit.analysis.statistics RUN...: statistics of attention over a whole split.
 
-Each clip has the mean over its queries of every summary, by layer and head, so that memory does not
-grow with the grid and intervals are over clips. Several runs, as of several seeds, have the mean of
+Of each clip, by layer and head, the mean over its queries of every summary is kept, so that
+intervals are over clips. Several runs, as of several seeds, have the mean of
 their means, with an interval over the runs.
 """
 
@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +18,16 @@ from jaxtyping import Array, Float
 
 from vivit.analysis.attention import mean_over
 from vivit.analysis.capture import capture
-from vivit.analysis.summaries import SUMMARIES
-from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
+from vivit.analysis.kept import check_size
+from vivit.analysis.summaries import SUMMARIES, chosen
+from vivit.cli import (
+    add_checkpoint_argument,
+    make_parser,
+    new_file,
+    run_command,
+    show_log,
+    split_names,
+)
 from vivit.data.split import Split
 from vivit.encoder import Encoder, Measuring, encoder_of_run
 from vivit.io import write_json
@@ -39,6 +46,11 @@ def half_interval(values: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, "..."
     if count < 2:
         return np.full(values.shape[1:], np.nan)
     return np.asarray(t.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / count**0.5)
+
+
+def with_interval(mean: str, half: Any, form: str) -> str:
+    """Returns a mean with half its interval, as tables have it; of a single value it has none."""
+    return mean if np.isnan(half) else f"{mean} ± {half:{form}}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Statistics:
                 heads = self.mean(attention, name)
                 for layer, mean in enumerate(of_layer.mean(attention, name)):
                     low, high = heads[layer].min(), heads[layer].max()
-                    shown = f"{mean:.4g}" + (f" ± {half[layer]:.2g}" if len(values) > 1 else "")
+                    shown = with_interval(f"{mean:.4g}", half[layer], ".2g")
                     lines.append(
                         f"| {attention} | {layer} | {name} | {shown} | {low:.4g} to {high:.4g} |"
                     )
@@ -106,11 +118,9 @@ def statistics(encoder: Encoder, split: Split, want: Sequence[str] = USUAL) -> S
     devices of the encoder.
 
     want: names of SUMMARIES; those of queries are averaged over them. Raises ValueError for an
-    unknown one.
+    unknown one, for one of places, which have no mean, and for more than a device's memory holds.
     """
-    entries = [SUMMARIES[name] for name in want]
-    if not entries:
-        raise ValueError(f"want names no summary; there are {', '.join(sorted(SUMMARIES))}")
+    entries = chosen(want).values()
     rows = encoder.rows(split, _Measured(want), views="1x1")
     clips = tuple(rows["indices"].astype(int).tolist())
     values: dict[str, dict[str, np.ndarray]] = {}
@@ -130,9 +140,11 @@ def over_runs(found: Sequence[Statistics]) -> Statistics:
     """Returns statistics whose first axis is the runs, such as those of several seeds: means over
     the clips of each.
 
-    Raises ValueError for runs with other attentions or other statistics.
+    Raises ValueError for runs with other attentions, other statistics or other clips.
     """
     first = found[0]
+    if any(s.clips != first.clips for s in found):
+        raise ValueError("these runs have statistics of other clips; give the same split and clips")
     shapes = [
         {(of, k): x.shape[1:] for of, v in s.values.items() for k, x in v.items()} for s in found
     ]
@@ -157,11 +169,11 @@ class _Measured(Measuring):
         self, network: Any, params: Any, batch: Any, *, teacher: Any, rngs: Any = None
     ) -> dict[str, Array]:
         maps = capture(network, params, batch["clips"])
+        check_size(maps.attentions, network.config, self.measured)
         found: dict[str, list[Array]] = {}
         for attention in maps.attentions:
-            of = f"stage {attention.stage}, {attention.pattern.label}"
-            for name, x in _means(attention, network.config, self.measured).items():
-                found.setdefault(f"{of}/{name}", []).append(x)
+            for name, x in _means(attention.of_any_layer, network.config, self.measured).items():
+                found.setdefault(f"{attention.of_layers}/{name}", []).append(x)
         return {key: jnp.stack(layers, axis=1) for key, layers in found.items()}
 
 
@@ -177,6 +189,8 @@ def _means(attention: Any, config: Any, want: tuple[str, ...]) -> dict[str, Arra
     for entry in (SUMMARIES[name] for name in want):
         for name, x in entry.make(attention, config, **entry.options).items():
             axes = entry.arrays[name]
+            if jnp.issubdtype(x.dtype, jnp.integer):
+                raise ValueError(f"{name!r} holds places of tokens, which have no mean")
             if averaged := _averaged(axes):
                 x = jnp.moveaxis(x, [axes.index(axis) + 1 for axis in averaged], (2, 3))
                 x = mean_over(attention, x, "ts")
@@ -194,8 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     _add_arguments(parser)
     arguments = parser.parse_args(argv)
     show_log()
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise ValueError(f"{arguments.out} exists; name a new file")
+    out = new_file(arguments.out)
     found = []
     for workdir in arguments.runs:
         run = Run(workdir, arguments.checkpoint, data_root=arguments.data_root)
@@ -207,12 +220,12 @@ def main(argv: list[str] | None = None) -> None:
                     f"--clips={arguments.clips}: the split has 1 to {len(split)} clips"
                 )
             split = split.at(range(arguments.clips))
-        found.append(statistics(encoder, split, arguments.want.split(",")))
+        found.append(statistics(encoder, split, split_names(arguments.want)))
     result = over_runs(found) if len(found) > 1 else found[0]
     print(result.table())
-    if arguments.out is not None:
-        write_json(Path(arguments.out), result.as_json())
-        print(f"-> {arguments.out}")
+    if out is not None:
+        write_json(out, result.as_json())
+        print(f"-> {out}")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

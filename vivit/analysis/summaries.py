@@ -4,7 +4,7 @@ A summary is a function of one attention, jitted once for a pattern and shape. `
 and `AttentionMaps.keep` make those that are asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,27 @@ class Summary:
 
 
 SUMMARIES: OptionRegistry[Summary] = OptionRegistry("summary of attention")
+
+
+def chosen(want: Sequence[str]) -> dict[str, Summary]:
+    """Returns name -> entry of the summaries that are wanted.
+
+    Raises ValueError for none, for an unknown one, and for two whose arrays have the same name.
+    """
+    if isinstance(want, str):
+        raise ValueError(f"{want=} is to be a list of names, such as [{want!r}]")
+    entries = {name: SUMMARIES[name] for name in want}
+    if not entries:
+        raise ValueError(f"want names no summary; there are {', '.join(sorted(SUMMARIES))}")
+    made: dict[str, str] = {}
+    for name, entry in entries.items():
+        for array in entry.arrays:
+            if array in made:
+                raise ValueError(
+                    f"{made[array]!r} and {name!r} both make the array {array!r}; want one of them"
+                )
+            made[array] = name
+    return entries
 
 
 def summary(**arrays: str):

@@ -27,6 +27,13 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     return _everywhere(convert, params)
 
 
+def of_layer(tree: Mapping[str, Any], layer: int) -> Mapping[str, Any]:
+    """Returns the part of one layer in a tree of a stage, scanned or not."""
+    if "layers" in tree:  # every array has a leading axis of layers
+        return jax.tree.map(lambda x: x[layer], tree["layers"])
+    return tree[f"layer_{layer}"]
+
+
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns parameters of a scanned model as those of an unrolled one; inverse of
     `stack_layers`."""
