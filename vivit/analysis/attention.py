@@ -205,7 +205,8 @@ class Attention:
         return _weights(self.of_any_layer, chunk)
 
     def over_time(self) -> Float[Array, "B h Tq Tk"]:
-        """Returns weights between time steps, summed over keys and averaged over queries in space.
+        """Returns weights between time steps, summed over keys and averaged over queries in space,
+        without those that a reduction has dropped.
 
         Class tokens and registers are left out, so rows sum to less than 1 where there are any; the
         row of a time step of which no token was seen is 0.
