@@ -216,9 +216,7 @@ def test_a_model_reduces_its_tokens_and_maps_come_back_on_the_clip(name, pool):
             assert (rows > 0.1).sum() == 2 * 4 * (3 if flat else 6)
         elif not flat:
             np.testing.assert_allclose(rows, 1, atol=1e-4)
-        asking = np.maximum((rows > 1e-6).sum(axis=3), 1)[
-            ..., None
-        ]  # a dropped place does not count
+        asking = np.maximum((rows > 1e-6).sum(axis=3), 1)[..., None]  # without dropped places
         expected = weights.sum(axis=(3, 5)) / asking
         np.testing.assert_allclose(attention.over_time(), expected, atol=1e-4)
     shares = np.asarray(rollout(maps))
