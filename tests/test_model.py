@@ -52,6 +52,13 @@ def init(model, seed=0):
     return jax.tree.map(draw, abstract_params(model))
 
 
+def with_head(model, scale=20, seed=0):
+    """Random parameters with a head that tells the classes apart."""
+    params = init(model, seed)
+    head = jax.random.normal(jax.random.key(3), params["head"]["kernel"].shape)
+    return {**params, "head": {**params["head"], "kernel": scale * head}}
+
+
 def logits(model, params, clips=CLIPS, **kwargs):
     return jax.jit(lambda p, x: model.apply({"params": p}, x, **kwargs))(params, clips)
 

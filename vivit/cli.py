@@ -44,6 +44,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> Any:
     return which
 
 
+def add_runs_arguments(parser: argparse.ArgumentParser, nargs: Any, *, help: str) -> None:
+    """Adds RUN, several of them, and --checkpoint, --split, --clips, --data-root and --out, of
+    commands that measure encoders on the first clips of a split."""
+    parser.add_argument("runs", nargs=nargs, metavar="RUN", help=help)
+    add_checkpoint_argument(parser)
+    parser.add_argument("--split", default="validation", help="of the data set (validation)")
+    parser.add_argument("--clips", type=int, metavar="N", help="the first N clips (default: all)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are now")
+    parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
+
+
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint, which chooses one of a run."""
     parser.add_argument(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vivit
-from tests.test_model import TINY, init
+from tests.test_model import TINY, with_head
 from vivit.analysis import attribute
 
 CLASSES = np.array([1, 2])
@@ -19,9 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    drawn = init(model)
-    head = jax.random.normal(jax.random.key(3), drawn["head"]["kernel"].shape)
-    return {**drawn, "head": {**drawn["head"], "kernel": 20 * head}}  # zeros at first
+    return with_head(model)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vivit
-from tests.test_model import TINY, init
+from tests.test_model import TINY, init, with_head
 from vivit.analysis import attribute
 from vivit.analysis.faithfulness import FILLS, Faithfulness, faithfulness, main, measure_run
 from vivit.run import Run
@@ -23,9 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    drawn = init(model)
-    head = jax.random.normal(jax.random.key(3), drawn["head"]["kernel"].shape)
-    return {**drawn, "head": {**drawn["head"], "kernel": 40 * head}}
+    return with_head(model, scale=40)
 
 
 @pytest.fixture(scope="module")

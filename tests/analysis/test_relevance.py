@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vivit
-from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
+from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init, with_head
 from vivit.analysis import attribute, capture, rollout
 from vivit.attention import KERNELS
 from vivit.attention.kernels import kernel
@@ -31,12 +31,6 @@ def recorded():
 
     yield
     del KERNELS._items["recorded"]
-
-
-def with_head(model, seed=0):
-    params = init(model, seed)
-    head = jax.random.normal(jax.random.key(3), params["head"]["kernel"].shape)
-    return {**params, "head": {**params["head"], "kernel": 20 * head}}
 
 
 def score(model, params, clips=CLIPS):

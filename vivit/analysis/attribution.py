@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce
-from jaxtyping import Array, Float, Int
+from einops import rearrange, reduce, repeat
+from jaxtyping import Array, Float, Int, Shaped
 
+from vivit.analysis.capture import on_one_device
 from vivit.axes import Clips
 from vivit.model import ViViT
 from vivit.model.config import ModelConfig
@@ -93,9 +94,7 @@ def attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) 
             f"to {known - 1}"
         )
     _ = METHODS[name]  # raises for an unknown name, outside of jit
-    if model.config.kernel.over_devices:  # equal to dense but for a mesh
-        model = model.with_settings(kernel="chunked")
-    return _attribute(name, model, params, jnp.asarray(clips), numbers)
+    return _attribute(name, on_one_device(model), params, jnp.asarray(clips), numbers)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -151,11 +150,10 @@ def occlusion(subject: Subject, *, region: str = "tubes") -> Attributions:
     region: of REGIONS: "tokens" one by one, "tubes" (a place in all time steps), or "steps" (all
     places of a time step). All tokens of a region get its fall. Each takes a forward pass.
     """
-    (t, h, w), (steps, rows, columns) = subject.config.tubelet, subject.config.grid
+    steps, rows, columns = subject.config.grid
     clips, scores = subject.clips, subject.scores
     groups = REGIONS[region](steps, rows * columns)
-    pixels = rearrange(groups, "T (Y X) -> T Y X", Y=rows)
-    pixels = pixels.repeat(t, axis=0).repeat(h, axis=1).repeat(w, axis=2)[..., None]
+    pixels = pixels_of(jnp.asarray(groups)[None], subject.config)
     covered = lambda group: scores(jnp.where(pixels == group, 0, clips))
     falls = scores(clips) - jax.lax.map(covered, jnp.arange(groups.max() + 1))  # [groups, B]
     return jnp.moveaxis(falls[groups], 2, 0)
@@ -177,6 +175,13 @@ def centre(subject: Subject) -> Attributions:
     squares = sum(axis**2 for axis in np.meshgrid(*lines, indexing="ij"))
     near = jnp.asarray(1 - np.sqrt(squares / 3), jnp.float32)
     return jnp.broadcast_to(near.reshape(t, y * x), (len(subject.clips), t, y * x))
+
+
+def pixels_of(tokens: Shaped[Array, "B T S"], config: ModelConfig) -> Shaped[Array, "B F H W 1"]:
+    """Returns an array of tokens as one of their pixels."""
+    t, h, w = config.tubelet
+    grid = rearrange(tokens, "B T (Y X) -> B T Y X", Y=config.grid[1])
+    return repeat(grid, "B T Y X -> B (T t) (Y h) (X w) 1", t=t, h=h, w=w)
 
 
 def _of_tokens(x: FloatClips, config: ModelConfig) -> Attributions:

@@ -154,7 +154,7 @@ def capture(
             )
         return _capture(model, params, clips, places, value_norms=value_norms)
     if want:
-        _ = chosen(want)  # raises for what is no list of summaries, before any work
+        _ = chosen(want)  # raises for anything but a list of summaries, before any work
     chunk = len(clips) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"{chunk=} is not at least 1")
@@ -170,7 +170,7 @@ def capture(
 def trace(model: ViViT, params: Any, clips: Clips, classes: Any) -> AttentionMaps:
     """Returns maps that also have all values and tokens, and the gradients of the logits of these
     classes, one of each clip, by what attentions mix and by the tokens that blocks get."""
-    model = _on_one_device(model)
+    model = on_one_device(model)
     empty = jax.eval_shape(
         lambda: model.apply({"params": params}, clips, mutable=[PERTURBED])[1].get(PERTURBED, {})
     )
@@ -191,7 +191,7 @@ def _capture(
 ) -> AttentionMaps:
     if places is not None:
         check_places(model.config, lines=places.shape[1] > 1)
-    model = _on_one_device(model)
+    model = on_one_device(model)
     for pattern in (p for stage in model.config.stages for p in stage.attentions):
         if value_norms and pattern.follows_values:
             raise ValueError(
@@ -202,8 +202,9 @@ def _capture(
     return _maps(model, params, logits, kept, places)
 
 
-def _on_one_device(model: ViViT) -> ViViT:
-    if model.config.kernel.over_devices:  # equal to dense but for a mesh, which maps do not need
+def on_one_device(model: ViViT) -> ViViT:
+    """Returns a model that runs without a mesh, with the same results."""
+    if model.config.kernel.over_devices:  # equal to dense but for a mesh
         return model.with_settings(kernel="chunked")
     return model
 

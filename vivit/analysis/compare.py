@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vivit.analysis.capture import capture
 from vivit.analysis.rollout import rollout
 from vivit.analysis.statistics import half_interval, with_interval
-from vivit.cli import add_checkpoint_argument, make_parser, new_file, run_command, show_log
+from vivit.cli import add_runs_arguments, make_parser, new_file, run_command, show_log
 from vivit.encoder import KINDS, Encoder, Measuring, encoder_of_run
 from vivit.io import write_json
 from vivit.run import Run
@@ -30,23 +30,21 @@ def cka(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N _"]) -> float:
     """
     if len(x) < 4 or len(x) != len(y):
         raise ValueError(f"CKA needs the same clips, at least 4, not {len(x)} and {len(y)}")
-    a, b = (_without_diagonal(np.asarray(z, np.float64)) for z in (x, y))
+    a, b = (np.asarray(z, np.float64) - z.mean(axis=0) for z in (x, y))
     sizes = _hsic(a, a) * _hsic(b, b)
     if sizes <= 0:
         raise ValueError("CKA of a representation that is the same for all clips is not defined")
     return float(_hsic(a, b) / np.sqrt(sizes))
 
 
-def _without_diagonal(x: np.ndarray) -> np.ndarray:
-    kernel = x @ x.T
-    np.fill_diagonal(kernel, 0)
-    return kernel
-
-
-def _hsic(a: np.ndarray, b: np.ndarray) -> float:
-    n = len(a)
-    pairs = (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2))
-    return (pairs - 2 / (n - 2) * a.sum(axis=0) @ b.sum(axis=0)) / (n * (n - 3))
+def _hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """The estimate from sums over features: the N x N kernels, less their diagonals, are not made,
+    which for whole data sets are large."""
+    n, diagonal_x, diagonal_y = len(x), (x**2).sum(axis=1), (y**2).sum(axis=1)
+    rows_x, rows_y = x @ x.sum(axis=0) - diagonal_x, y @ y.sum(axis=0) - diagonal_y
+    pairs = ((x.T @ y) ** 2).sum() - diagonal_x @ diagonal_y
+    whole = rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2))
+    return (pairs + whole - 2 / (n - 2) * rows_x @ rows_y) / (n * (n - 3))
 
 
 def correlations(
@@ -132,12 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         "python -m vivit.analysis.compare runs/seed0 runs/seed1",
         "python -m vivit.analysis.compare runs/joint runs/divided --clips=500 --out=alike.json",
     )
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="the folders of two runs")
-    add_checkpoint_argument(parser)
-    parser.add_argument("--split", default="validation", help="of the data set (validation)")
-    parser.add_argument("--clips", type=int, metavar="N", help="the first N clips (default: all)")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are now")
-    parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
+    add_runs_arguments(parser, 2, help="the folders of two runs")
     arguments = parser.parse_args(argv)
     show_log()
     out = new_file(arguments.out)

@@ -14,17 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from vivit.analysis.attribution import METHODS, REGIONS, Attributions, FloatClips, attribute
+from vivit.analysis.attribution import (
+    METHODS,
+    REGIONS,
+    Attributions,
+    FloatClips,
+    attribute,
+    pixels_of,
+)
 from vivit.analysis.statistics import half_interval, with_interval
 from vivit.axes import Clips
 from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log, split_names
 from vivit.io import write_json
 from vivit.model import ViViT
-from vivit.model.config import ModelConfig
 from vivit.model.embed import as_floats
 from vivit.registry import Registry
 from vivit.run import Run
@@ -122,16 +127,9 @@ def _probability(
     """Returns the probabilities of classes where the first regions by rank are out, or alone in."""
     out = rank >= number if inserted else rank < number
     clips = as_floats(clips, model.config).astype(jnp.float32)
-    filled = FILLS[fill](clips, _pixels(out, model.config))
+    filled = FILLS[fill](clips, pixels_of(out, model.config))
     probabilities = jax.nn.softmax(model.apply({"params": params}, filled))  # pyright: ignore
     return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
-
-
-def _pixels(tokens: Array, config: ModelConfig) -> Array:
-    """Returns an array of tokens [B, T, S] as one of pixels, [B, F, H, W, 1]."""
-    t, h, w = config.tubelet
-    grid = rearrange(tokens, "B T (Y X) -> B T Y X", Y=config.grid[1])
-    return repeat(grid, "B T Y X -> B (T t) (Y h) (X w) 1", t=t, h=h, w=w)
 
 
 def measure_run(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ class Kept:
             of: {name: x - other.arrays[of][name] for name, x in named.items()}
             for of, named in self.arrays.items()
         }
-        return Kept(arrays, self.axes, self.grids, self.tubelet, self.queries)
+        return replace(self, arrays=arrays)
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def keep(
     for of, layers in groups.items():
         made = [_made(attention, config, tuple(want), queries) for attention in layers]
         arrays[of] = {name: jnp.stack([layer[name] for layer in made]) for name in axes}
-    grids = {of: _grid(layers[0]) for of, layers in groups.items()}
+    grids = {of: (x[0].clip_grid[0], *x[0].layout.space) for of, x in groups.items()}
     at: Any = tuple(tuple(int(i) for i in query) for query in queries)
     return Kept(arrays, axes, grids, config.tubelet, at)
 
@@ -180,11 +180,7 @@ def concatenate(parts: Sequence[Kept]) -> Kept:
         }
         for of, named in first.arrays.items()
     }
-    return Kept(arrays, first.axes, first.grids, first.tubelet, first.queries)
-
-
-def _grid(attention: Attention) -> tuple[int, int, int]:
-    return (attention.clip_grid[0], *attention.layout.space)
+    return replace(first, arrays=arrays)
 
 
 def _made(attention: Attention, config: ModelConfig, want: tuple[str, ...], queries: Queries):

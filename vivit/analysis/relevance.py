@@ -69,8 +69,8 @@ def _traced(subject: Subject) -> AttentionMaps:
     for attention in maps.attentions:
         if attention.pattern.follows_values:
             raise ValueError(
-                f"{attention.name}: its weights follow its values, so that there is no gradient by "
-                "weights alone; use a method without it, such as 'rollout' or 'occlusion'"
+                f"{attention.name}: its weights follow its values, so that a gradient by its "
+                "weights alone does not exist; use a method without it, such as 'rollout'"
             )
     return maps
 

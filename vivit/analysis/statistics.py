@@ -21,7 +21,7 @@ from vivit.analysis.capture import capture
 from vivit.analysis.kept import check_size
 from vivit.analysis.summaries import SUMMARIES, chosen
 from vivit.cli import (
-    add_checkpoint_argument,
+    add_runs_arguments,
     make_parser,
     new_file,
     run_command,
@@ -97,7 +97,7 @@ class Statistics:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns means and half intervals as lists; null where there is no interval."""
+        """Returns means and half intervals as lists; null for the interval of a single value."""
 
         def described(of: str, name: str) -> dict[str, Any]:
             half = self.half_interval(of, name)
@@ -229,22 +229,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, as of several seeds"
-    )
-    add_checkpoint_argument(parser)
-    parser.add_argument(
-        "--split", default="validation", help="a split of the data set (validation)"
-    )
-    parser.add_argument("--clips", type=int, metavar="N", help="the first N clips (default: all)")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are now")
+    add_runs_arguments(parser, "+", help="folders of runs: seeds of one model")
     parser.add_argument(
         "--want",
         default=",".join(USUAL),
         help=f"summaries, with commas (default: {', '.join(USUAL)}); there are: "
         f"{', '.join(sorted(SUMMARIES))}",
     )
-    parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Summaries of attention weights, by name: what of the weights is kept, made without all of them.
 
 A summary is a function of one attention, jitted once for a pattern and shape. `capture(want=...)`
-and `AttentionMaps.keep` make those that are asked for.
+and `AttentionMaps.keep` make those that are named.
 """
 
 from collections.abc import Callable, Sequence
