@@ -58,14 +58,23 @@ def _free_compiled_functions():
     gc.collect()
 
 
+def _prepared(name, root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving_digits, "SPLITS", {"train": 32, "validation": 16, "test": 21})
+        prepare_registered(name, root)
+    return root
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """A folder with a small moving_digits; do not write to it."""
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moving_digits, "SPLITS", {"train": 32, "validation": 16, "test": 21})
-        prepare_registered("moving_digits", root)
-    return root
+    return _prepared("moving_digits", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def long_root(tmp_path_factory):
+    """A folder with a small long_digits; do not write to it."""
+    return _prepared("long_digits", tmp_path_factory.mktemp("long"))
 
 
 @pytest.fixture(scope="session")

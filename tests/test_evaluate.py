@@ -51,7 +51,7 @@ def test_the_file_says_what_was_scored(tiny_run, tiny_config, capsys):
     assert result["clips"] == 21
     assert result["checkpoint"] == "checkpoints/6"
     assert result["config"] == as_json(tiny_config())
-    assert result["data"]["version"] == "1.0.0"
+    assert result["data"]["version"] == "1.1.0"
     assert len(result["data"]["digest"]) == 64
     assert len(result["per_class"]) == 8
 

@@ -22,6 +22,8 @@ COMMANDS = (
     "vivit.analysis.compare",
     "vivit.analysis.faithfulness",
     "vivit.analysis.film",
+    "vivit.analysis.moments",
+    "vivit.analysis.moment_scores",
     "vivit.analysis.report",
     "vivit.analysis.statistics",
     "vivit.compile",

@@ -329,7 +329,7 @@ def test_a_start_says_what_it_is_doing(tmp_path, tiny_config, data_root):
     lines = done.stderr.splitlines()
     starts = (
         "model     factorised_encoder(1), ",
-        "data      moving_digits 1.0.0",
+        "data      moving_digits 1.1.0",
         "devices   1 x ",
         "training  4 steps of 8 clips, 1.0 epochs",
         "folder    ",

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 import vivit
 from vivit.attention import KERNELS
@@ -179,12 +179,20 @@ class Run:
         unique = {(x["split"], x["step"], x["views"]): x for x in found}
         return [unique[key] for key in sorted(unique)]
 
-    def predict(self, clips: UInt8[np.ndarray, "B F H W 3"]) -> Float[np.ndarray, "B classes"]:
+    def predict(
+        self, clips: UInt8[np.ndarray, "B F H W 3"], params: Any = None
+    ) -> Float[np.ndarray, "B classes"]:
         """Returns the probabilities of the classes of all heads for clips of the model's size.
 
-        `vivit.predict` prepares clips from video files. Compiled once per number of clips.
+        params: other parameters than the run's. `vivit.predict` prepares clips from video files.
+        Compiled once per number of clips.
         """
-        return np.asarray(self._apply(self._device_params, clips))
+        return np.asarray(self._apply(self._device_params if params is None else params, clips))
+
+    def random_params(self, seed: int) -> Any:
+        """Returns random parameters with the head of the run, as a head starts at zero."""
+        drawn = jax.jit(self.model.init)(jax.random.key(seed), *self.model.example())
+        return {**drawn["params"], "head": self._device_params["head"]}
 
     @cached_property
     def _apply(self) -> Any:
@@ -204,12 +212,25 @@ class Run:
 
         Raises ValueError for a clip that cannot be read.
         """
+        return self._views_of(self.data, indices)
+
+    def masks(self, indices: list[int]) -> Bool[np.ndarray, "B F H W"] | None:
+        """Returns where the object of the label is in the views that `clips` returns; None if the
+        data set does not say."""
+        if self.data.masks is None:
+            return None
+        views, _ = self._views_of(replace(self.data, reader=self.data.masks), indices)
+        return views[..., 0] > 127
+
+    def _views_of(
+        self, split: Split, indices: list[int]
+    ) -> tuple[UInt8[np.ndarray, "B F H W 3"], Integer[np.ndarray, "B ..."]]:
         wrong = [index for index in indices if not 0 <= index < len(self.data)]
         if wrong:
             raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
         settings = self.data_settings
         settings = replace(settings, views=settings.views.centre())
-        load = ViewLoader(settings, self.data, self.config.model.clip[0])
+        load = ViewLoader(settings, split, self.config.model.clip[0])
         examples = [load(index) for index in indices]
         for index, example in zip(indices, examples, strict=True):
             if not example["valid"]:

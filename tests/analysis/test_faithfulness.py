@@ -76,8 +76,8 @@ def test_equal_attributions_have_no_order(model, params, clips):
 
 def test_areas_are_those_of_trapezoids():
     curves = Faithfulness(np.array([[1.0, 0.5, 0.0]]), np.array([[0.0, 1.0, 1.0]]))
-    assert curves.areas["deletion"] == pytest.approx([0.5])
-    assert curves.areas["insertion"] == pytest.approx([0.75])
+    assert curves.scores["deletion"] == pytest.approx([0.5])
+    assert curves.scores["insertion"] == pytest.approx([0.75])
 
 
 def test_holes_are_filled_by_what_is_around_them():

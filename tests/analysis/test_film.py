@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from tests.data.films import film, number_of
-from vivit.analysis.film import main, windows, write_film
+from vivit.analysis.film import main, write_film
+from vivit.analysis.windows import windows
 from vivit.data.manifest import ClipRow
 from vivit.data.settings import ReadLimits
 from vivit.data.video_files import open_video

@@ -5,6 +5,7 @@ import pytest
 
 from tests.data.conftest import opened
 from vivit.data import moving_digits as md
+from vivit.data.whole_clips import mask_of
 from vivit.dataprep.prepare import prepare_registered
 
 OPPOSITES = (("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"), ("grow", "shrink"))
@@ -13,8 +14,8 @@ OPPOSITES = (("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"), 
 def trajectories(motion, count=3000, seed=0):
     """Places on the torus [count, F, 2] and sizes [count, F]."""
     rng = np.random.default_rng([seed, md.MOTIONS.index(motion)])
-    places, sizes = zip(*(md.trajectory(motion, rng) for _ in range(count)), strict=True)
-    return np.stack(places) % md.SIDE, np.stack(sizes)
+    tracks = np.stack([md.trajectory(motion, rng) for _ in range(count)])
+    return tracks[..., :2] % md.SIDE, tracks[..., 2]
 
 
 def same_distribution(a, b):
@@ -103,9 +104,63 @@ def test_preparation_is_deterministic(data_root, tmp_path, monkeypatch):
 
 def test_a_clip_shows_its_digit_in_motion():
     images, _ = md.load_digits()
-    clip = md.render([("right", 0)], np.arange(10), images, rng=np.random.default_rng(0))
+    track = md.trajectory("right", np.random.default_rng(1))
+    clip = md.render([(0, track)], np.arange(10), images, rng=np.random.default_rng(0))
     assert clip.shape == (16, 32, 32, 1)
     assert clip.dtype == np.uint8
-    still = md.render([("grow", 0)], np.arange(10), images, rng=np.random.default_rng(0))
+    grows = md.trajectory("grow", np.random.default_rng(1))
+    still = md.render([(0, grows)], np.arange(10), images, rng=np.random.default_rng(0))
     assert (clip != still).any()
     assert clip.max() > 200
+
+
+@pytest.mark.parametrize("name", ["moving_digits", "long_digits"])
+def test_the_mask_is_where_and_when_a_digit_moves(name, data_root, long_root):
+    root = {"moving_digits": data_root, "long_digits": long_root}[name]
+    split = opened(name, root, split="test", label="motion")
+    assert split.masks is not None
+    frames = np.arange(len(split.reader.open(0).times))
+    for i in range(len(split)):
+        clip, mask = (of.open(i).read(frames, None)[..., 0] for of in (split.reader, split.masks))
+        assert set(np.unique(mask)) <= {0, 255}
+        moves = (mask > 0).any(axis=(1, 2))
+        assert moves.sum() == md.FRAMES
+        assert np.diff(moves.astype(int), prepend=0, append=0).nonzero()[0].size == 2  # one stretch
+        sides = np.sqrt((mask[moves] > 0).sum(axis=(1, 2)))
+        assert sides.min() >= md.SMALLEST - 1.5
+        assert sides.max() <= md.LARGEST + 1.5
+        inside, outside = clip[mask > 0], clip[moves][mask[moves] == 0]
+        assert np.quantile(inside, 0.9) > np.quantile(outside, 0.9) or name == "long_digits"
+    few = split.at([3, 1])
+    assert few.masks is not None
+    np.testing.assert_array_equal(
+        few.masks.open(1).read(frames, None), split.masks.open(1).read(frames, None)
+    )
+
+
+def test_what_trembles_is_outside_of_the_mask_and_changes_more(long_root):
+    """Where the mask is not, frames of a long clip change too, so that change alone says little."""
+    split = opened("long_digits", long_root, split="test", label="motion")
+    frames, wrong = np.arange(md.LONG_FRAMES), 0
+    for i in range(len(split)):
+        clip = split.reader.open(i).read(frames, None)[..., 0].astype(float)
+        moves = (split.masks.open(i).read(frames, None) > 0).any(axis=(1, 2, 3))
+        change = np.abs(np.diff(clip, axis=0, prepend=clip[:1])).mean(axis=(1, 2))
+        wrong += not moves[change.argmax()]
+        assert np.quantile(change, 0.5) < 10 < change.max()
+    assert wrong > 0
+
+
+def test_a_square_on_a_torus():
+    mask = mask_of(np.array([[0.0, 3.0, 3.0], [4.0, 4.0, 0.0]]), (8, 6))
+    assert mask.shape == (2, 8, 6)
+    assert not mask[1].any()
+    rows, columns = np.nonzero(mask[0])
+    assert set(rows.tolist()) == {2, 3, 4}
+    assert set(columns.tolist()) == {5, 0, 1}
+
+
+def test_clips_without_a_track_have_no_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(md, "SPLITS", {"train": 8, "validation": 8, "test": 8})
+    prepare_registered("several_digits", tmp_path)
+    assert opened("several_digits", tmp_path, split="test", label="digits").masks is None

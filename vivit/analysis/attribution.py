@@ -166,6 +166,13 @@ def random(subject: Subject, *, seed: int = 1) -> Attributions:
     return jax.random.uniform(jax.random.key(seed), (len(subject.clips), t, y * x))
 
 
+@method("uniform")
+def uniform(subject: Subject) -> Attributions:
+    """The same for all tokens, as a baseline."""
+    t, y, x = subject.config.grid
+    return jnp.ones((len(subject.clips), t, y * x))
+
+
 @method("centre")
 def centre(subject: Subject) -> Attributions:
     """A prior of the middle in space and time, as a baseline: one less the distance from it, in

@@ -3,11 +3,13 @@
 Deletion: the regions that a method ranks highest are taken out first, and the probability of the
 predicted class should fall soon. Insertion: they are put in first, and it should rise soon. Petsiuk
 et al. (1806.07421), section 3, for regions in space and in time, against random order and a prior
-of the middle.
+of the middle. For data sets that say where the object is, as moving_digits, also how well a method
+points at it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +27,8 @@ from vivit.analysis.attribution import (
     attribute,
     pixels_of,
 )
+from vivit.analysis.compare import correlations
+from vivit.analysis.localisation import coverage, localisation, ranks
 from vivit.analysis.statistics import half_interval, with_interval
 from vivit.axes import Clips
 from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log, split_names
@@ -34,7 +38,10 @@ from vivit.model.embed import as_floats
 from vivit.registry import Registry
 from vivit.run import Run
 
-USUAL = ("random", "centre", "attention", "rollout", "gradient_attention", "relevance", "grad_cam")
+USUAL = (
+    "random", "uniform", "centre", "attention", "rollout", "gradient_attention", "relevance",
+    "grad_cam",
+)  # fmt: skip
 PARTS = 8  # of all regions, taken one after another
 BATCH = 16  # clips
 
@@ -63,17 +70,25 @@ def diffused(clips: FloatClips, out: Array, *, rounds: int = 32) -> FloatClips:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Curves of a method. deletion, insertion: [clip, part], the probability of each clip's class
-    with none, one, ... all parts of its regions taken out, or put in."""
+    """What is measured of a method. deletion, insertion: [clip, part], the probability of each
+    clip's class with none, one, ... all parts of its regions taken out, or put in. others: name ->
+    a number of each clip."""
 
     deletion: Float[np.ndarray, "N parts"]
     insertion: Float[np.ndarray, "N parts"]
+    others: Mapping[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
 
     @property
-    def areas(self) -> dict[str, Float[np.ndarray, " N"]]:
-        """The areas under the curves of each clip, from 0 to 1."""
+    def scores(self) -> dict[str, Float[np.ndarray, " N"]]:
+        """A number of each clip, from 0 to 1 those of the areas under the curves."""
         area = lambda curve: (curve[:, 1:] + curve[:, :-1]).mean(axis=1) / 2
-        return {"deletion": area(self.deletion), "insertion": area(self.insertion)}
+        areas = {"deletion": area(self.deletion), "insertion": area(self.insertion)}
+        return {**areas, **self.others}
+
+    def as_lists(self) -> dict[str, Any]:
+        """Returns the curves and others, as JSON has them."""
+        arrays = {"deletion": self.deletion, "insertion": self.insertion, **self.others}
+        return {name: array.tolist() for name, array in arrays.items()}
 
 
 def faithfulness(
@@ -97,10 +112,7 @@ def faithfulness(
     _ = FILLS[fill]  # raises for an unknown name, outside of jit
     count = int(groups.max()) + 1
     flat = np.asarray(attributions, np.float64).reshape(len(clips), -1)
-    sums = flat @ np.eye(count)[groups.ravel()]
-    draw = np.random.default_rng(0)  # equal ones in no order, as relu leaves many zeros
-    order = [np.lexsort((draw.permutation(count), -of_clip)) for of_clip in sums]
-    rank = np.argsort(np.stack(order), axis=1)  # 0 is taken first
+    rank = ranks(flat @ np.eye(count)[groups.ravel()])  # 0 is taken first
     rank = jnp.asarray(rank[:, groups])  # [B, T, S]
     curves = []
     for inserted in (False, True):
@@ -141,10 +153,13 @@ def measure_run(
     fill: str,
     random_seed: int | None = None,
 ) -> dict[str, Faithfulness]:
-    """Returns method -> its curves on the first clips of a run's split, for the predicted classes.
+    """Returns method -> what is measured of it on the first clips of a run's split, for the
+    predicted classes.
 
-    random_seed: of random parameters that the attributions are of, in place of the run's; the
-    head and the curves are still the run's. A method that does no worse then finds what any model
+    Data sets that say where the object is add `localisation`, and a line "track" of the object's
+    own place as a method. random_seed: of random parameters that the attributions are of, in place
+    of the run's; the head and the curves are still the run's, and "agreement" is the rank
+    correlation with the run's attributions. A method that does no worse then finds what any model
     would: the sanity check of Adebayo et al. (1810.03292), section 3.
 
     Raises ValueError for unknown names, and for a run whose classes are not alternatives.
@@ -155,39 +170,73 @@ def measure_run(
         _ = METHODS[name]  # raises for an unknown name, before any work
     if not 1 <= clips <= len(run.data):
         raise ValueError(f"{clips=} of a split of {len(run.data)} clips")
-    params, curves = jax.device_put(run.params), {name: [] for name in methods}
+    params, parts = jax.device_put(run.params), defaultdict(list)
     explained = params
     if random_seed is not None:
-        drawn = jax.jit(run.model.init)(jax.random.key(random_seed), *run.model.example())
-        # The head starts at zero, which has no gradient.
-        explained = {**drawn["params"], "head": params["head"]}
+        explained = run.random_params(random_seed)
     for start in tqdm(range(0, clips, BATCH), desc="faithfulness", unit="batch", leave=False):
         # The last batch is filled up, so that nothing is compiled for it alone.
         numbers = [min(i, clips - 1) for i in range(start, start + BATCH)]
         batch, _ = run.clips(numbers)
         classes = run.predict(batch).argmax(axis=1)
-        found = {name: attribute(name, run.model, explained, batch, classes) for name in curves}
+        found = _attributions(run, explained, batch, classes, methods)
+        masks = run.masks(numbers)
+        if masks is not None:
+            found["track"] = coverage(masks, run.model.config)
+        trained = found
+        if explained is not params:
+            trained = {**found, **_attributions(run, params, batch, classes, methods)}
         for name, x in found.items():
             options: Any = {"region": region, "fill": fill}
-            curves[name].append(faithfulness(run.model, params, batch, x, classes, **options))
-    join = lambda parts, of: np.concatenate([getattr(part, of) for part in parts])[:clips]
-    return {k: Faithfulness(join(v, "deletion"), join(v, "insertion")) for k, v in curves.items()}
+            curves = faithfulness(run.model, params, batch, jnp.asarray(x), classes, **options)
+            others = {} if masks is None else localisation(x, masks, run.model.config)
+            if explained is not params:
+                others["agreement"] = agreement(x, trained[name])
+            parts[name].append(replace(curves, others=others))
+    return {name: _join(found, clips) for name, found in parts.items()}
+
+
+def agreement(
+    x: Float[np.ndarray, "B T S"], y: Float[np.ndarray, "B T S"]
+) -> Float[np.ndarray, " B"]:
+    """Returns Spearman's rank correlation of two attributions of each clip, 1 for equal ones."""
+    from scipy.stats import rankdata  # slow to import
+
+    rank = lambda z: rankdata(z.reshape(len(z), -1), axis=1).reshape(z.shape)
+    return np.where((x == y).all(axis=(1, 2)), 1.0, correlations(rank(x), rank(y)))
+
+
+def _attributions(
+    run: Run, params: Any, clips: Clips, classes: np.ndarray, methods: Sequence[str]
+) -> dict[str, np.ndarray]:
+    return {k: np.asarray(attribute(k, run.model, params, clips, classes)) for k in methods}
+
+
+def _join(parts: Sequence[Faithfulness], clips: int) -> Faithfulness:
+    join = lambda arrays: np.concatenate(list(arrays))[:clips]
+    return Faithfulness(
+        join(part.deletion for part in parts),
+        join(part.insertion for part in parts),
+        {name: join(part.others[name] for part in parts) for name in parts[0].others},
+    )
 
 
 def table(found: dict[str, Faithfulness]) -> str:
     """Returns a Markdown table of the areas under the curves, with 95 % intervals over clips."""
-    clips = len(next(iter(found.values())).deletion)
+    first = next(iter(found.values())).scores
     lines = [
-        f"{clips} clips; areas under the curves of the predicted class's probability.",
+        f"{len(first['deletion'])} clips; areas under the curves of the predicted class's "
+        "probability. Of deletion less is better, of the others more.",
         "",
-        "| method | deletion (less is better) | insertion (more is better) |",
-        "| --- | --- | --- |",
+        f"| method | {' | '.join(first)} |",
+        "| --- " * (1 + len(first)) + "|",
     ]
-    for name, curves in found.items():
+    for name, measured in found.items():
         cells = [
-            with_interval(f"{x.mean():.3f}", half_interval(x), ".3f") for x in curves.areas.values()
+            with_interval(f"{x.mean():.3f}", half_interval(x), ".3f")
+            for x in measured.scores.values()
         ]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -210,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         metavar="N",
         help="attributions of random parameters, which should be no better than random ones",
     )
-    parser.add_argument("--out", metavar="FILE", help="where all curves are written as JSON")
+    parser.add_argument("--out", metavar="FILE", help="where all of each clip is written as JSON")
     arguments = parser.parse_args(argv)
     show_log()
     out = new_file(arguments.out)
@@ -221,8 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     found = measure_run(run, methods, **options)
     print(table(found))
     if out is not None:
-        curves = lambda x: {"deletion": x.deletion.tolist(), "insertion": x.insertion.tolist()}
-        write_json(out, {name: curves(x) for name, x in found.items()})
+        write_json(out, {name: x.as_lists() for name, x in found.items()})
         print(f"-> {out}")
 
 

@@ -30,22 +30,32 @@ SLANT = 0.4  # radians between an arc's middle and the top of its circle
 SMALLEST, LARGEST = 9.0, 20.0  # pixels across a digit
 GROWTHS = (0.03, 0.06)  # of the ring of sizes per frame
 MOST_DIGITS = 3  # of a clip of SeveralDigits
+LONG_FRAMES = 6 * FRAMES  # of a clip of LongDigits, whose digit moves in FRAMES of them
+SMALL = (9.0, 13.0)  # pixels across the digits that distract
+TREMBLING = 2 * FRAMES  # frames
+TREMOR = 3.0  # pixels
 CLUTTER = 10  # pieces of other digits in the background
 SEED = 0
+# Of a digit in each frame: x and y of its centre, on a torus, and its size, in pixels. In frames in
+# which it does not move the size is 0.
+TRACK = tfds.features.Tensor(shape=(None, 3), dtype=np.float32)
 
 
 class MovingDigits(tfds.core.GeneratorBasedBuilder):
     """Clips of one moving digit over a cluttered grey background; see the module's docstring."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "8 motions, 10 digits, 16 frames of 32 x 32."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {
+        "1.0.0": "8 motions, 10 digits, 16 frames of 32 x 32.",
+        "1.1.0": "The digit's track. The clips are the same.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         number = tfds.features.Scalar(dtype=np.int64)
         return _describe(
             self,
             # image: of scikit-learn's 1,797
-            features={"motion": number, "digit": number, "image": number},
+            features={"motion": number, "digit": number, "image": number, "track": TRACK},
             labels={"motion": list(MOTIONS), "digit": DIGITS},
         )
 
@@ -59,9 +69,10 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             motion = i % len(MOTIONS)  # balanced; readers shuffle
             rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
             image = int(rng.choice(chosen))
-            clip = render([(MOTIONS[motion], image)], chosen, images, rng=rng)
-            digit = int(digits[image])
-            yield i, {"clip": clip.tobytes(), "motion": motion, "digit": digit, "image": image}
+            track = trajectory(MOTIONS[motion], rng)
+            clip = render([(image, track)], chosen, images, rng=rng)
+            of_clip = {"motion": motion, "digit": int(digits[image]), "image": image}
+            yield i, {"clip": clip.tobytes(), "track": track.astype(np.float32), **of_clip}
 
 
 class SeveralDigits(tfds.core.GeneratorBasedBuilder):
@@ -86,13 +97,70 @@ class SeveralDigits(tfds.core.GeneratorBasedBuilder):
         for i in range(SPLITS[split]):
             rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
             drawn = rng.choice(chosen, size=1 + i % MOST_DIGITS)
-            moving = [(MOTIONS[rng.integers(len(MOTIONS))], int(image)) for image in drawn]
+            motions = [MOTIONS[rng.integers(len(MOTIONS))] for _ in drawn]
+            moving = [
+                (int(image), trajectory(motion, rng))
+                for image, motion in zip(drawn, motions, strict=True)
+            ]
             clip = render(moving, chosen, images, rng=rng)
             yield i, {"clip": clip.tobytes(), "digits": np.unique(digits[drawn])}
 
 
+class LongDigits(tfds.core.GeneratorBasedBuilder):
+    """Long clips in which a digit moves for a sixth of the time, and stands still before and after.
+
+    The label is its motion, of the whole clip alone. Of two smaller digits one stands still and the
+    other trembles for a third of the time, which is no motion of any label.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "8 motions, 96 frames of 32 x 32."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        number = tfds.features.Scalar(dtype=np.int64)
+        return _describe(
+            self,
+            features={"motion": number, "track": TRACK},
+            labels={"motion": list(MOTIONS)},
+            frames=LONG_FRAMES,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str):
+        images, digits = load_digits()
+        chosen = split_images(digits)[split]
+        for i in range(SPLITS[split] // 2):
+            motion = i % len(MOTIONS)
+            rng = np.random.default_rng([SEED, list(SPLITS).index(split), i])
+            image, *others = rng.choice(chosen, size=3).tolist()
+            begin = int(rng.integers(LONG_FRAMES - FRAMES + 1))
+            around = (begin, LONG_FRAMES - FRAMES - begin)  # frames in which it stands still
+            moving = trajectory(MOTIONS[motion], rng)
+            track = np.pad(moving, (around, (0, 0)), mode="edge")
+            still, trembling = (_standing(rng) for _ in others)
+            first = int(rng.integers(LONG_FRAMES - TREMBLING + 1))
+            trembling[first : first + TREMBLING, :2] += rng.uniform(
+                -TREMOR, TREMOR, size=(TREMBLING, 2)
+            )
+            tracks = [(image, track), *zip(others, (still, trembling), strict=True)]
+            clip = render(tracks, chosen, images, rng=rng)
+            known = np.pad(moving, (around, (0, 0))).astype(np.float32)
+            yield i, {"clip": clip.tobytes(), "motion": motion, "track": known}
+
+
+def _standing(rng: np.random.Generator) -> np.ndarray:
+    """Returns the track of a small digit that stands still through a long clip."""
+    return np.tile([*rng.uniform(0, SIDE, size=2), rng.uniform(*SMALL)], (LONG_FRAMES, 1))
+
+
 def _describe(
-    builder: tfds.core.GeneratorBasedBuilder, *, features: dict[str, Any], **metadata: Any
+    builder: tfds.core.GeneratorBasedBuilder,
+    *,
+    features: dict[str, Any],
+    frames: int = FRAMES,
+    **metadata: Any,
 ) -> tfds.core.DatasetInfo:
     """Returns the info of clips with these features and metadata."""
     # Raw bytes in C order: a Tensor(uint8) is slow to read without TensorFlow.
@@ -101,7 +169,7 @@ def _describe(
         description=__doc__,
         homepage="https://archive.ics.uci.edu/dataset/80",
         features=tfds.features.FeaturesDict({**clip, **features}),
-        metadata=tfds.core.MetadataDict(clip_shape=[FRAMES, SIDE, SIDE, 1], **metadata, seed=SEED),
+        metadata=tfds.core.MetadataDict(clip_shape=[frames, SIDE, SIDE, 1], **metadata, seed=SEED),
     )
 
 
@@ -125,8 +193,9 @@ def split_images(digits: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(IMAGES, np.split(order, ends)[:-1], strict=True))
 
 
-def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns places [F, 2] (x, y; pixels modulo SIDE, y points down) and sizes [F] of a digit.
+def trajectory(motion: str, rng: np.random.Generator) -> np.ndarray:
+    """Returns the track of a digit [F, 3]: x and y of its centre (pixels modulo SIDE, y points
+    down), and its size in pixels.
 
     Every motion keeps the uniform distribution on the torus, and that of the size on its ring.
     """
@@ -145,23 +214,23 @@ def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
         places += rng.uniform(*RADII) * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     else:
         phases += sign * steps * rng.uniform(*GROWTHS)
-    return places, SMALLEST * (LARGEST / SMALLEST) ** (phases % 1)
+    sizes = SMALLEST * (LARGEST / SMALLEST) ** (phases % 1)
+    return np.concatenate([places, sizes[:, None]], axis=1)
 
 
 def render(
-    moving: Sequence[tuple[str, int]],
+    moving: Sequence[tuple[int, np.ndarray]],
     others: np.ndarray,
     images: np.ndarray,
     *,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Returns uint8 [F, H, W, 1]: digits in motion, pairs of a motion and the number of an image,
-    over pieces of the images `others`."""
+    """Returns uint8 [F, H, W, 1]: digits in motion, pairs of an image's number and a track, over
+    pieces of the images `others`."""
     digits = []
-    for motion, image in moving:
-        places, sizes = trajectory(motion, rng)
-        rows = _resampling(places[:, 1], sizes)
-        columns = _resampling(places[:, 0], sizes)
+    for image, track in moving:
+        x, y, sizes = track.T
+        rows, columns = _resampling(y, sizes), _resampling(x, sizes)
         digits.append(np.einsum("fyi,ij,fxj->fyx", rows, images[image], columns))
     frames = np.maximum(_background(others, images, rng=rng), np.maximum.reduce(digits))
     frames = frames + rng.normal(0, 0.02, size=frames.shape)

@@ -51,9 +51,16 @@ def _several_digits(**arguments) -> tfds.core.DatasetBuilder:
     return SeveralDigits(**arguments)
 
 
+def _long_digits(**arguments) -> tfds.core.DatasetBuilder:
+    from vivit.data.moving_digits import LongDigits
+
+    return LongDigits(**arguments)
+
+
 DATA_SETS: Registry[DataSet] = Registry("data set")
 DATA_SETS.add("moving_digits", DataSet(_moving_digits))
 DATA_SETS.add("several_digits", DataSet(_several_digits))
+DATA_SETS.add("long_digits", DataSet(_long_digits))
 
 # Data sets that are not registered are opened by the "format" in their metadata.
 OPENERS: Registry[Opener] = Registry("format of a data set")

@@ -54,7 +54,8 @@ class Split:
     reader: its clips. classes: label -> its classes, of all labels of the data set. unlabelled:
     label -> how many clips have none. task: what is predicted of the clips, which chooses labels.
     largest: height and width that hold every frame; smallest: the shortest side of any frame.
-    name, version and digest (of the data) say what was read.
+    name, version and digest (of the data) say what was read. masks: clips that are white where the
+    object of the label is, for data sets that say so.
     """
 
     reader: ClipReader
@@ -67,6 +68,7 @@ class Split:
     digest: str
     unlabelled: Mapping[str, int] = field(default_factory=dict)
     task: Objective = NO_TASK
+    masks: ClipReader | None = None
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -80,7 +82,9 @@ class Split:
 
     def at(self, numbers: Iterable[Any]) -> "Split":
         """Returns the split with the clips of these numbers, in their order."""
-        return replace(self, reader=SomeClips(self.reader, tuple(map(int, numbers))))
+        some = tuple(map(int, numbers))
+        masks = None if self.masks is None else SomeClips(self.masks, some)
+        return replace(self, reader=SomeClips(self.reader, some), masks=masks)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -1,0 +1,49 @@
+"""Do attributions lie on the object, where a data set says where that is?"""
+
+import numpy as np
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float
+
+from vivit.model.config import ModelConfig
+
+
+def coverage(masks: Bool[np.ndarray, "B F H W"], config: ModelConfig) -> Float[np.ndarray, "B T S"]:
+    """Returns the part of each token's pixels that are in the masks."""
+    t, h, w = config.tubelet
+    pattern = "B (T t) (Y h) (X w) -> B T (Y X)"
+    return reduce(masks.astype(np.float64), pattern, "mean", t=t, h=h, w=w)
+
+
+def localisation(
+    attributions: Float[np.ndarray, "B T S"],
+    masks: Bool[np.ndarray, "B F H W"],
+    config: ModelConfig,
+) -> dict[str, Float[np.ndarray, " B"]]:
+    """Returns "pointing" and "iou" of each clip.
+
+    pointing: of the frames, the part in which the middle of the largest token of its time step is
+    in the mask: the pointing game of Zhang et al. (1608.00507), section 4.1, without a margin.
+    Tokens that are equally large count equally. iou: the intersection over the union, in pixels, of
+    the mask and as many of the largest tokens as have its size. 1 is out of reach where tokens are
+    coarse: the coverage as attributions has the largest that is possible.
+    """
+    heat = np.asarray(attributions, np.float64)
+    t, h, w = config.tubelet
+    middles = masks[:, :, h // 2 :: h, w // 2 :: w]
+    hits = rearrange(middles, "B (T t) Y X -> B T (Y X) t", t=t).mean(axis=-1)
+    largest = heat == heat.max(axis=2, keepdims=True)
+    pointing = ((hits * largest).sum(axis=2) / largest.sum(axis=2)).mean(axis=1)
+    covered = coverage(masks, config).reshape(len(masks), -1)
+    sizes = covered.sum(axis=1)  # of the masks, in tokens
+    counts = np.maximum(sizes.round(), 1).astype(int)
+    chosen = ranks(heat) < counts[:, None]
+    common = (covered * chosen).sum(axis=1)
+    return {"pointing": pointing, "iou": common / (sizes + counts - common)}
+
+
+def ranks(values: Float[np.ndarray, "B ..."]) -> np.ndarray:
+    """Returns the rank of each of a clip's values, [B, values], from 0 for the largest. Equal ones
+    are in no order, always the same one."""
+    flat = values.reshape(len(values), -1)
+    draw, count = np.random.default_rng(0), flat.shape[1]  # relu leaves many zeros
+    return np.argsort([np.lexsort((draw.permutation(count), -row)) for row in flat], axis=1)
