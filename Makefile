@@ -21,7 +21,7 @@ train: setup
 	$(BIN)/python -m vivit.data prepare moving_digits data
 	$(BIN)/python -m vivit.train --config=configs/moving_digits.py --workdir=$(RUN)
 	$(BIN)/python -m vivit.evaluate --workdir=$(RUN)
-	$(BIN)/python -m vivit.analysis.report --workdir=$(RUN)
+	$(BIN)/python -m vivit.analysis $(RUN)
 
 # The site goes to site/. The extra is not in the lock file.
 docs: setup

@@ -24,7 +24,7 @@ COMMANDS = (
     "vivit.analysis.film",
     "vivit.analysis.moments",
     "vivit.analysis.moment_scores",
-    "vivit.analysis.report",
+    "vivit.analysis.__main__",
     "vivit.analysis.statistics",
     "vivit.compile",
     "vivit.dataprep.__main__",

@@ -84,11 +84,10 @@ def test_evaluation_and_report_in_two_processes(tiny_run, tmp_path):
     alone = read_json(evaluate(workdir, checkpoint="latest"))
     for path in (workdir / "eval").iterdir():
         path.unlink()
-    arguments = (f"--workdir={workdir}", "--checkpoint=latest")
-    (out, _), (silent, _) = finish(start("vivit.analysis.report", *arguments))
+    (out, _), (silent, _) = finish(start("vivit.analysis", str(workdir), "--checkpoint=latest"))
     assert f"open {workdir}/report_test.html\n" in out
     assert "open" not in silent
-    assert "Where it looks" in (workdir / "report_test.html").read_text()
+    assert 'id="viewer-data"' in (workdir / "report_test.html").read_text()
     run = Run(workdir, "latest")
     assert run.scores(step=run.step)["clips"] == 21
     together = run.scores(step=run.step)

@@ -244,7 +244,7 @@ def test_a_run_of_two_heads(run_of_two, capsys):
     assert re.fullmatch(r"\d \d+\.\d%, \w+ \d+\.\d%", guess)
     assert guess.startswith(f"{found[0, :10].argmax()} {found[0, :10].max():.1%}, ")
     np.testing.assert_allclose([found[:, :10].sum(), found[:, 10:].sum()], 1, rtol=1e-5)
-    page = write_report(run_of_two, checkpoint="latest").read_text()
+    page = write_report([run_of_two], checkpoint="latest").read_text()
     for title in ("Mistakes of digit", "Confusion of motion", "Classes of motion", "joint top-1"):
         assert title in page
 
@@ -271,7 +271,7 @@ def test_a_run_of_several_classes(run_of_several, run_of_two, tmp_path):
     assert result["loss"] == pytest.approx(clips.losses.mean(), rel=1e-5)
     rows = read_rows(path.with_suffix(".parquet"))
     assert rows[2]["label"] == [str(i) for i in np.flatnonzero(target[2])]
-    page = write_report(run_of_several, checkpoint="latest").read_text()
+    page = write_report([run_of_several], checkpoint="latest").read_text()
     assert "average precision" in page
     assert "Confusion" not in page
     copy = tmp_path / "copy"

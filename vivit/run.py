@@ -187,12 +187,12 @@ class Run:
         params: other parameters than the run's. `vivit.predict` prepares clips from video files.
         Compiled once per number of clips.
         """
-        return np.asarray(self._apply(self._device_params if params is None else params, clips))
+        return np.asarray(self._apply(self.params_on_device if params is None else params, clips))
 
     def random_params(self, seed: int) -> Any:
         """Returns random parameters with the head of the run, as a head starts at zero."""
         drawn = jax.jit(self.model.init)(jax.random.key(seed), *self.model.example())
-        return {**drawn["params"], "head": self._device_params["head"]}
+        return {**drawn["params"], "head": self.params_on_device["head"]}
 
     @cached_property
     def _apply(self) -> Any:
@@ -201,7 +201,8 @@ class Run:
         return jax.jit(lambda params, clips: task.probabilities(apply({"params": params}, clips)))
 
     @cached_property
-    def _device_params(self) -> Any:
+    def params_on_device(self) -> Any:
+        """`params`, moved to a device once."""
         return jax.device_put(self.params)
 
     def clips(

@@ -13,13 +13,14 @@ from tests.test_model import CLIPS, NO_CLASS_TOKEN, TINY, init
 from vivit.analysis import Kept, capture
 from vivit.analysis import kept as kept_module
 from vivit.analysis.kept import FORMAT, _summary
-from vivit.analysis.summaries import SUMMARIES, summary
+from vivit.analysis.summaries import SUMMARIES, boxes_of, summary
 from vivit.model.settings import FAMILIES
 from vivit.pretraining.masks import MASKS
 
 WANT = (
     "full", "over_time", "over_space", "to_extra", "of_extra", "entropy", "distance", "top(3)",
     "to_high_norm(1.05)", "sinks(0.3)", "profile", "head_similarity",
+    "between(steps=1, rows=2, columns=1)",
 )  # fmt: skip
 QUERIES = ((1, 1, 0), (0, 0, 1))
 OTHERS = {
@@ -91,7 +92,11 @@ def expected_summaries(attention):
     positive = np.where(total == 0, 1, total)
     entropies = -np.where(keys > 0, keys * np.log(np.where(keys > 0, keys, 1)), 0).sum(-1)
     order = np.argsort(-weights.reshape(b, h, t, s, -1), axis=-1, kind="stable")[..., :3]
+    in_box = np.eye(2)[:, : y.max() + 1][y]  # [S, boxes]: those of a row, in all time steps
+    queries = seen[..., None] * in_box
+    to_boxes = np.einsum("bhtsuv,vk,btsq->bhqk", weights, in_box, queries)
     return {
+        "between": to_boxes / np.maximum(queries.sum((1, 2)), 1)[:, None, :, None],
         "full": weights,
         "over_time": steps,
         "over_space": mean(weights.sum(4), 2),
@@ -128,6 +133,14 @@ def test_summaries_are_those_of_whole_matrices(case):
                 expected = expected_summaries(attention)["top_weight"]
             np.testing.assert_allclose(ours, expected, atol=1e-5, err_msg=f"{of} {name}")
     assert found == set(kept.arrays)
+
+
+def test_boxes_are_of_all_tokens_and_about_equal():
+    boxes = boxes_of((5, 3, 4), (2, 3, 9))
+    assert boxes.shape == (5, 12)
+    np.testing.assert_array_equal(boxes[:3], np.tile(np.arange(12), (3, 1)))
+    np.testing.assert_array_equal(boxes[3:], np.tile(np.arange(12, 24), (2, 1)))
+    assert boxes_of((5, 3, 4), (1, 1, 1)).max() == 0
 
 
 def test_chunks_of_clips_and_of_keys_change_nothing():
@@ -237,7 +250,9 @@ def test_summaries_compile_once_for_layers_and_clips():
 
 def test_what_cannot_be_kept_is_said(monkeypatch):
     maps = maps_of("joint")
-    with pytest.raises(ValueError, match="unknown summary of attention 'entropi'; known: distance"):
+    with pytest.raises(
+        ValueError, match="unknown summary of attention 'entropi'; known: between, distance"
+    ):
         maps.keep("entropi")
     with pytest.raises(ValueError, match="want='entropy' is to be a list of names"):
         capture(maps.model, init(maps.model), CLIPS, want="entropy")
@@ -247,7 +262,7 @@ def test_what_cannot_be_kept_is_said(monkeypatch):
         maps.keep("top(2)", "top(3)")
     with pytest.raises(ValueError, match="stage 0, joint/top_place holds places of tokens"):
         maps.keep("top(2)") - maps.keep("top(2)")
-    with pytest.raises(ValueError, match="want names no summary; there are distance, entropy"):
+    with pytest.raises(ValueError, match="want names no summary; there are between, distance"):
         maps.keep()
     with pytest.raises(ValueError, match=r"no query \(0, 2, 0\) on the grid.*to \(1, 1, 1\)"):
         maps.keep(queries=[(0, 2, 0)])

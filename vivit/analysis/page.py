@@ -4,65 +4,13 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
-
-STYLE = """
-:root { color-scheme: light; --line: #d8dee4; --quiet: #59636e; --blue: #0969da; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto;
-       padding: 0 1.25rem 4rem; color: #1b1f24; background: #fff; }
-header { padding: 1.6rem 0 .6rem; border-bottom: 1px solid var(--line); }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } p { margin: .4rem 0 .8rem; max-width: 50rem; }
-.quiet { color: var(--quiet); }
-nav { margin-top: .6rem; } nav a { margin-right: 1rem; color: var(--blue); }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem; min-width: 8rem; }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; }
-figcaption { margin-top: .4rem; font-size: .92rem; overflow-wrap: anywhere; }
-img { max-width: 100%; vertical-align: middle; }
-.pixels { image-rendering: pixelated; width: 100%; }
-.side { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; margin-bottom: .4rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .8rem .22rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } td.n, th.n { text-align: right; } th[data-sort] { cursor: pointer; }
-th[data-sort]:hover { color: var(--blue); } tr.now { background: #ddf4ff; }
-.scroll { max-height: 32rem; overflow: auto; }
-.scroll th { position: sticky; top: 0; background: #fff; }
-.correct { color: #1a7f37; } .wrong { color: #cf222e; font-weight: 600; }
-.matrix td, .matrix th { border: 0; padding: .15rem .4rem; text-align: right; font-size: .85rem; }
-.matrix td { min-width: 2.4rem; }
-.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); }
-#confusion-map { max-width: 46rem; }
-details pre { background: #f6f8fa; padding: 1rem; overflow: auto;
-font-size: 12px; }
-"""
-SCRIPT = """
-for (const th of document.querySelectorAll('th[data-sort]')) th.addEventListener('click', () => {
-  const body = th.closest('table').tBodies[0], at = th.cellIndex;
-  const up = th.dataset.sort = th.dataset.sort === 'up' ? 'down' : 'up';
-  const key = row => { const v = row.cells[at].dataset.v ?? row.cells[at].textContent;
-                       return v === '' || isNaN(v) ? v : +v; };
-  [...body.rows].sort((a, b) => { const x = key(a), y = key(b);
-    const order = typeof x !== typeof y ? (typeof x === 'string' ? 1 : -1)
-                                        : x < y ? -1 : x > y ? 1 : 0;
-    return up === 'up' ? order : -order; }).forEach(row => body.append(row)); });
-const map = document.getElementById('confusion-map');
-if (map) { const data = JSON.parse(document.getElementById('confusion-data').textContent);
-  const n = data.names.length, at = part => Math.min(n - 1, Math.max(0, Math.floor(part * n)));
-  map.addEventListener('mousemove', e => { const box = map.getBoundingClientRect();
-    const i = at((e.clientY - box.top) / box.height), j = at((e.clientX - box.left) / box.width);
-    document.getElementById('hover').textContent =
-      `${data.names[i]} predicted as ${data.names[j]}: ${data.counts[i + ',' + j] ?? 0} clips`;
-  }); }
-"""
 
 
 def text(value: Any) -> str:
@@ -71,14 +19,24 @@ def text(value: Any) -> str:
 
 
 def page(title: str, header: str, sections: Sequence[tuple[str, str]]) -> str:
-    """Returns a page; sections: a title and the HTML below it."""
-    links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name, _ in sections)
-    body = "".join(f'<h2 id="{_anchor(name)}">{text(name)}</h2>\n{part}' for name, part in sections)
+    """Returns a page; sections: a title and the HTML below it. One without a title is first, and
+    not among the links."""
+    named = [name for name, _ in sections if name]
+    links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name in named)
+    title_of = lambda name: f'<h2 id="{_anchor(name)}">{text(name)}</h2>\n' if name else ""
+    body = "".join(f"{title_of(name)}{part}" for name, part in sections)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
-        f"<style>{STYLE}</style></head><body><header><h1>{text(title)}</h1>{header}"
-        f"<nav>{links}</nav></header>{body}<script>{SCRIPT}</script></body></html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{static('page.css')}</style></head><body><header>"
+        f'<button id="theme" type="button"></button><h1>{text(title)}</h1>{header}'
+        f"<nav>{links}</nav></header>{body}<script>{static('page.js')}</script></body></html>\n"
     )
+
+
+def static(name: str) -> str:
+    """Returns a style sheet or script that pages contain."""
+    return (files("vivit.analysis") / "static" / name).read_text()
 
 
 def _anchor(name: str) -> str:

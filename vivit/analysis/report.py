@@ -1,10 +1,7 @@
-"""python -m vivit.analysis.report --workdir=RUN: one HTML file that shows what a run learned.
-
-Scores of all evaluations, mistakes, classes, confusion, learning curves, sample clips with
-attention rollout over them, and the attention between time steps. Pictures are inside the file.
-"""
+"""The page of a run, one HTML file: a viewer of clips and attention, and what was evaluated."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,61 +15,163 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from vivit.analysis.capture import AttentionMaps, capture
-from vivit.analysis.overlay import colour_bar, relative_entropy
 from vivit.analysis.page import cards, image, page, percent, picture, table, text
-from vivit.analysis.parts import config_details, cost_cards, rollout_films
+from vivit.analysis.parts import config_details, cost_cards
 from vivit.analysis.pretraining_report import write_pretraining_report
-from vivit.analysis.rollout import rollout
 from vivit.analysis.run import open_run
-from vivit.cli import add_run_arguments, make_parser, run_command, show_log
+from vivit.analysis.viewer import ViewedClip, viewer
+from vivit.analysis.windows import open_film, read_windows, windows
+from vivit.data.video import ClipReadError
 from vivit.evaluate import evaluate
 from vivit.io import read_json, write_atomically
-from vivit.processes import add_process_arguments, connected, gather, is_first
-from vivit.results import ClipScores, best_of_heads, parts_by_head, read_rows
+from vivit.processes import gather, is_first
+from vivit.results import parts_by_head, read_rows
 from vivit.run import Run, evaluation_path
 from vivit.tasks import Head, Task
 
-SAMPLES = 8  # clips shown, one of each class while there are enough classes
-MISTAKES = 12  # clips shown
+SHOWN = 16  # clips in the viewer
+LISTED = 100  # mistakes
 PAIRS = 15  # confused pairs listed
 SMALL = 30  # classes, up to which the confusion is a table of numbers
-FRAMES = 4  # of each mistake
 
 
 def write_report(
-    workdir: str | Path,
+    workdirs: Sequence[str | Path],
     *,
     checkpoint: str = "best",
     split: str = "test",
     views: str = "",
     data_root: str | None = None,
+    clips: Sequence[int] | None = None,
+    video: str | Path | None = None,
+    methods: Sequence[str] | None = None,
+    out: str | Path | None = None,
 ) -> Path:
-    """Writes RUN/report_SPLIT.html, after an evaluation of the checkpoint; returns its path. The
-    report of a run that predicts no labels is about what it learned from clips alone.
+    """Writes a page of one or two runs, and returns its path.
 
-    views: "4x3" for other views than the config's. data_root: see `vivit.run.Run`.
+    It has a viewer of clips of the split, for both runs, and scores and confusion of the first one,
+    whose checkpoint is evaluated if that was not done. Of a run that predicts no labels it is about
+    what was learned from clips alone.
+
+    views: "4x3" for other views than the config's. data_root: see `vivit.run.Run`. clips: numbers
+    of clips of the split; None for SHOWN that are wrong and right. video: a file to view instead,
+    without scores. methods: of attribution; None for `usual_methods`. out: None for
+    report_SPLIT.html, or VIDEO.html, in the first run.
+
+    Raises ValueError for runs, clips or a video that do not fit together.
     """
-    run = open_run(workdir, checkpoint=checkpoint, split=split, data_root=data_root)
+    runs = [
+        open_run(workdir, checkpoint=checkpoint, split=split, data_root=data_root)
+        for workdir in workdirs
+    ]
+    run = runs[0]
     if not isinstance(run.objective, Task):
+        if len(runs) > 1 or not (clips is video is methods is out is None):
+            raise ValueError(f"{run.folder} predicts no labels: its page is of this run alone")
         return write_pretraining_report(run, views=views)
+    if video is not None:
+        path = Path(out or run.folder / f"{Path(video).stem}.html")
+        title = f"{Path(video).name}: {run.folder.resolve().name}"
+        viewed = viewer(runs, *_of_video(runs, Path(video)), methods=methods)
+        write_atomically(path, page(title, "", [("", viewed)]))
+        return path
+    scores, rows = _evaluated(run, views)
+    _ = [(of.params, of.data) for of in runs]  # read by all processes together
+    path = Path(out or run.folder / f"report_{split}.html")
+    if is_first():
+        numbers = choose_clips(run, rows) if clips is None else list(clips)
+        viewed = viewer(runs, *_of_split(runs, numbers), methods=methods)
+        model = scores["config"]["model"]
+        title = f"{scores['data']['name']}: {model['family']}"
+        sections = [("", viewed), *_results(run, scores, rows, numbers)]
+        write_atomically(path, page(title, _header(scores, run), sections))
+        plt.close("all")
+    return path
+
+
+def _evaluated(run: Run, views: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the scores of a checkpoint and those of each clip, after an evaluation if need be."""
     name = views or run.config.data.views.name
-    path = evaluation_path(run.folder, split=split, step=run.step, views=name)
+    path = evaluation_path(run.folder, split=run.split, step=run.step, views=name)
     rows = path.with_suffix(".parquet")
     if not gather(path.exists() and rows.exists())[0]:
-        evaluate(workdir, checkpoint=str(run.step), split=split, views=views, data_root=data_root)
-    params, out = run.params, run.folder / f"report_{split}.html"  # read by all processes together
-    if not is_first():
-        return out
-    scores, clip_rows = read_json(path), read_rows(rows)
-    images, labels = run.clips(run.one_of_each_class(SAMPLES))
-    maps = capture(run.model, params, images)
+        evaluate(
+            run.workdir,
+            checkpoint=str(run.step),
+            split=run.split,
+            views=views,
+            data_root=run.data_root,
+        )
+    return read_json(path), read_rows(rows)
+
+
+def choose_clips(run: Run, rows: list[dict[str, Any]], *, count: int = SHOWN) -> list[int]:
+    """Returns numbers of clips to show: up to half of them wrong ones, the most confident first,
+    and one of each class."""
+    wrong = [
+        row["index"]
+        for head in run.task.heads
+        for row in _wrong(_rows_of_head(run.task, head, rows))
+    ]
+    mistakes = list(dict.fromkeys(wrong))[: count // 2]
+    others = [i for i in run.one_of_each_class(count) if i not in mistakes]
+    return (mistakes + others)[:count]
+
+
+def _of_split(runs: Sequence[Run], numbers: list[int]) -> tuple[list[np.ndarray], list[ViewedClip]]:
+    """Returns the clips of these numbers as each run gets them, and what the page says of them.
+
+    Raises ValueError for a run that reads other clips than the first one.
+    """
+    for run in runs[1:]:
+        if (run.data.digest, run.task.labels) != (runs[0].data.digest, runs[0].task.labels):
+            raise ValueError(
+                f"{run.folder} reads other clips, or predicts other labels, than {runs[0].folder}"
+            )
+    clips = [run.clips(numbers)[0] for run in runs]
+    data = runs[0].data
+
+    def names_of(i: int) -> tuple[str, ...]:
+        found = data.labels_of(i).items()
+        return tuple(data.classes[of].names[k] for of, x in found for k in np.ravel(x).tolist())
+
+    about = [ViewedClip(f"{i}: {', '.join(names_of(i)) or 'none'}", names_of(i)) for i in numbers]
+    return clips, about
+
+
+def _of_video(runs: Sequence[Run], path: Path) -> tuple[list[np.ndarray], list[ViewedClip]]:
+    """Returns windows of a video as each run gets them, at most SHOWN from its whole length."""
+    clips, about = [], []
+    try:
+        for run in runs:
+            film = open_film(run, path)
+            parts = windows(run, film.video)
+            chosen = np.unique(np.linspace(0, len(parts) - 1, SHOWN).round().astype(int)).tolist()
+            parts = [parts[k] for k in chosen]
+            batches = list(read_windows(run, film.video, parts))
+            clips.append(np.concatenate([x for _, x in batches])[: len(parts)])
+            at = [film.times[part.begin] - film.times[0] for part in parts]
+            about.append([ViewedClip(f"{seconds:.1f} s") for seconds in at])
+    except ClipReadError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if any(x != about[0] for x in about):
+        raise ValueError(
+            "the runs cut the video into different clips; give one run, or runs of one sampling"
+        )
+    return clips, about[0]
+
+
+def _results(
+    run: Run, scores: dict[str, Any], rows: list[dict[str, Any]], shown: list[int]
+) -> list[tuple[str, str]]:
+    """Returns the sections of a page about an evaluation."""
     sections = [("Evaluations", _evaluations(run, scores))]
     for head in run.task.heads:
         part = parts_by_head(scores)[head.label]
         of = f" of {head.label}" if len(run.task.heads) > 1 else ""
+        of_head = _rows_of_head(run.task, head, rows)
         sections += [
-            (f"Mistakes{of}", _mistakes(run, _rows_of_head(run.task, head, clip_rows))),
+            (f"Mistakes{of}", _mistakes(of_head, shown)),
             (f"Classes{of}", _classes(part)),
         ]
         if "confusion" in part:
@@ -80,17 +179,11 @@ def write_report(
             drawn = draw_confusion(np.array(part["confusion"]), names)
             sections.append((f"Confusion{of}", drawn))
     curves = draw_curves(columns(run.metrics), run.task)
-    sections += [
+    return [
+        *sections,
         ("Learning", picture(curves, alt="learning curves")),
-        ("Where it looks", _samples(run, maps, images, labels)),
-        ("Between time steps", _over_time(maps)),
         ("Config", config_details(scores["config"])),
     ]
-    model = scores["config"]["model"]
-    title = f"{scores['data']['name']}: {model['family']}"
-    write_atomically(out, page(title, _header(scores, run), sections))
-    plt.close("all")
-    return out
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -122,27 +215,6 @@ def draw_curves(metrics: dict[str, dict[str, np.ndarray]], task: Task) -> Figure
     return figure
 
 
-def draw_over_time(weights: Float[np.ndarray, "L h Tq Tk"], title: str) -> Figure:
-    """Draws weights as one picture: a square per layer (row of squares) and head (column)."""
-    layers, heads, queries, keys = weights.shape
-    gap = max(1, keys // 8)
-    canvas = np.full((layers * (queries + gap) - gap, heads * (keys + gap) - gap), np.nan)
-    for layer, head in np.ndindex(layers, heads):
-        y, x = layer * (queries + gap), head * (keys + gap)
-        canvas[y : y + queries, x : x + keys] = weights[layer, head]
-    size = (min(1.4 * heads + 1.6, 12), min(1.4 * layers + 0.8, 14))
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
-    drawn = axis.imshow(canvas, vmin=0, vmax=np.nanmax(canvas), interpolation="nearest")
-    middle = lambda count, size: np.arange(count) * (size + gap) + (size - 1) / 2
-    axis.set_xticks(middle(heads, keys), [f"head {i}" for i in range(heads)], fontsize=8)
-    axis.set_yticks(middle(layers, queries), [f"layer {i}" for i in range(layers)], fontsize=8)
-    axis.tick_params(length=0)
-    axis.set_title(title, fontsize=10)
-    axis.spines[:].set_visible(False)
-    figure.colorbar(drawn, ax=axis, shrink=0.8, label="weight")
-    return figure
-
-
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
     """Returns counts of labels (rows) against predictions as HTML; the colour is the fraction of
     the row.
@@ -150,12 +222,15 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
     Many classes are a picture in which classes that are confused stand next to each other.
     """
     fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    about = "<p>Labels are rows, predictions columns; the colour is the part of the row.</p>"
+    about = (
+        "<p>Labels are rows, predictions columns; the colour is the part of the row. A click shows "
+        "the clips of a cell that are on this page.</p>"
+    )
     if len(names) <= SMALL:
         head = "".join(f"<th>{text(name)}</th>" for name in names)
         lines = [
-            f"<tr><th>{text(name)}</th>" + "".join(map(_matrix_cell, row, parts)) + "</tr>"
-            for name, row, parts in zip(names, confusion, fractions, strict=True)
+            f"<tr><th>{text(name)}</th>{_matrix_row(name, names, *of_label)}</tr>"
+            for name, *of_label in zip(names, confusion, fractions, strict=True)
         ]
         return (
             f'{about}<table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
@@ -183,11 +258,15 @@ def similar_first(fractions: Float[np.ndarray, "classes classes"]) -> list[int]:
     return leaves_list(linkage(upper, "average")).tolist()
 
 
-def _matrix_cell(count: int | np.integer, part: float | np.floating) -> str:
-    red, green, blue = (int(255 * x) for x in matplotlib.colormaps["Blues"](0.9 * part)[:3])
-    ink = "#fff" if part > 0.5 else "#1b1f24"
-    shown = count if count else ""
-    return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{shown}</td>'
+def _matrix_row(label: str, names: Sequence[str], counts: np.ndarray, parts: np.ndarray) -> str:
+    cells = []
+    for predicted, count, part in zip(names, counts, parts, strict=True):
+        red, green, blue = (int(255 * x) for x in matplotlib.colormaps["Blues"](0.9 * part)[:3])
+        ink = "#fff" if part > 0.5 else "#1b1f24"
+        of = f'data-label="{text(label)}" data-predicted="{text(predicted)}"' if count else ""
+        style = f"background:rgb({red},{green},{blue});color:{ink}"
+        cells.append(f'<td {of} style="{style}">{count or ""}</td>')
+    return "".join(cells)
 
 
 def _header(scores: dict[str, Any], run: Run) -> str:
@@ -235,49 +314,41 @@ def _rows_of_head(task: Task, head: Head, rows: list[dict[str, Any]]) -> list[di
     return made
 
 
-def _mistakes(run: Run, rows: list[dict[str, Any]]) -> str:
+def _wrong(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of a head's mistakes, the most confident first."""
     wrong = [row for row in rows if row["classes"][0] not in row["label"]]
+    return sorted(wrong, key=lambda row: -row["probabilities"][0])
+
+
+def _mistakes(rows: list[dict[str, Any]], shown: list[int]) -> str:
+    wrong = _wrong(rows)
     if not wrong:
         return f"<p>None: all {len(rows)} clips are right.</p>"
-    wrong.sort(key=lambda row: -row["probabilities"][0])
-    pairs: dict[tuple[str, str], int] = {}
-    clips_of: dict[str, int] = {}
-    for row in rows:
-        clips_of[_title(row)] = clips_of.get(_title(row), 0) + 1
-    for row in wrong:
-        pair = _title(row), row["classes"][0]
-        pairs[pair] = pairs.get(pair, 0) + 1
-    listed = sorted(pairs.items(), key=lambda item: -item[1])[:PAIRS]
-    cells = [(a, b, n, percent(n / clips_of[a])) for (a, b), n in listed]
-    images, _ = run.clips([row["index"] for row in wrong[:MISTAKES]])
-    figures = "".join(map(_mistake, wrong[:MISTAKES], images))
+    pairs = Counter((_title(row), row["classes"][0]) for row in wrong)
+    clips_of = Counter(map(_title, rows))
+    most = [(a, b, n, percent(n / clips_of[a])) for (a, b), n in pairs.most_common(PAIRS)]
+    listed = [
+        (
+            row["index"],
+            _title(row),
+            row["classes"][0],
+            percent(row["probabilities"][0]),
+            (row["loss"], f"{row['loss']:.2f}"),
+            f"{row['path']} {row['segment']}",
+            "above" if row["index"] in shown else "",
+        )
+        for row in wrong[:LISTED]
+    ]
+    head = ("clip", "label", "predicted", "probability", "loss", "file", "shown")
     return (
-        f"<p>{len(wrong)} of {len(rows)} clips are wrong; the most confident first.</p>"
-        f'<div class="grid">{figures}</div><h3>Most confused</h3>'
-        f"{table(('label', 'predicted', 'clips', 'of the label'), cells)}"
+        f"<p>{len(wrong)} of {len(rows)} clips are wrong; the most confident first. --clips shows "
+        f'others.</p><div class="scroll">{table(head, listed)}</div><h3>Most confused</h3>'
+        f"{table(('label', 'predicted', 'clips', 'of the label'), most)}"
     )
 
 
 def _title(row: dict[str, Any]) -> str:
     return ", ".join(row["label"]) or "none"
-
-
-def _mistake(row: dict[str, Any], clip: np.ndarray) -> str:
-    chosen = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
-    strip = np.concatenate(list(clip[chosen]), axis=1)
-    small = clip.shape[1] < 64
-    shown = image(strip, alt="frames of the clip", scale=2 if small else 1, crisp=small)
-    kind = {row["classes"][0]: "wrong", **dict.fromkeys(row["label"], "correct")}
-    best = ", ".join(
-        f'<span class="{kind.get(name, "")}">{text(name)} {p:.1%}</span>'
-        for name, p in zip(row["classes"][:3], row["probabilities"], strict=False)
-    )
-    return (
-        f"<figure>{shown}<figcaption><b>{text(_title(row))}</b>, predicted "
-        f"{best}, loss {row['loss']:.2f}<br>"
-        f'<span class="quiet">{text(row["path"])} {text(row["segment"])}</span>'
-        f"</figcaption></figure>"
-    )
 
 
 def _classes(part: dict[str, Any]) -> str:
@@ -296,83 +367,3 @@ def _classes(part: dict[str, Any]) -> str:
             count, name = int(counts[other]), part["per_class"][other]["class"]
             row.append((count, f"{name} ({count})" if count else ""))
     return f'<p>Click a head to sort.</p><div class="scroll">{table(head, rows)}</div>'
-
-
-def _samples(run: Run, maps: AttentionMaps, clips: np.ndarray, labels: np.ndarray) -> str:
-    parts, config = np.asarray(rollout(maps)), maps.model.config
-    logits = np.asarray(maps.logits)
-    scores = ClipScores(np.arange(len(clips)), labels, logits, run.task)
-    best = best_of_heads(run.task, run.task.probabilities(logits), run.data.class_names, k=1)
-    about = (
-        "<p>Attention rollout from the readout back to the tokens, against a uniform map (1/N for "
-        "each of N tokens): plain where a token has as much, coloured where it has more, dark "
-        "where it has less. Entropy 100% is a uniform map.</p><p>1/4 of uniform "
-        f"{image(colour_bar(), alt='colours from a quarter of uniform to 4 times', crisp=False)} "
-        "4 times uniform</p>"
-    )
-    figures = []
-    shown = zip(clips, parts, run.titles(labels), best, scores.right, strict=True)
-    for clip, part, title, of_heads, right in shown:
-        guess = ", ".join(f"{text(name)} ({p:.0%})" for ((name, p),) in of_heads.values())
-        verdict = "correct" if right else "wrong"
-        films, covered = rollout_films(clip, part, config)
-        figures.append(
-            f"<figure>{films}"
-            f"{_filmstrip(clip, covered, config.grid[0])}<figcaption>"
-            f"<b>{text(title)}</b>: predicted {guess}, "
-            f'<span class="{verdict}">{verdict}</span>; '
-            f"entropy {relative_entropy(part):.1%}</figcaption></figure>"
-        )
-    return f'{about}<div class="grid">{"".join(figures)}</div>'
-
-
-def _filmstrip(clip: np.ndarray, covered: np.ndarray, steps: int) -> str:
-    """Returns the middle frame of each tubelet: plain above, with the rollout below."""
-    frames = np.arange(steps) * len(clip) // steps + len(clip) // steps // 2
-    lines = [np.concatenate(list(x[frames]), axis=1) for x in (clip, covered)]
-    small = clip.shape[1] < 64
-    strip = np.concatenate(lines)
-    return image(strip, alt="frames and rollout", scale=2 if small else 1, crisp=small)
-
-
-def _over_time(maps: AttentionMaps) -> str:
-    kinds = dict.fromkeys((a.stage, a.pattern) for a in maps.attentions)
-    timely = [(stage, pattern.label) for stage, pattern in kinds if "t" in pattern.axes]
-    if not timely:
-        return "<p>No layer of this model mixes time steps.</p>"
-    parts = [
-        "<p>Weight from each time step (row of a square) to each time step (column), averaged over "
-        "the clips above and over spatial tokens.</p>"
-    ]
-    for stage, name in timely:
-        weights = np.asarray(maps.over_time(stage=stage, pattern=name)).mean(axis=1)
-        title = f"stage {stage}, {name} attention"
-        parts.append(picture(draw_over_time(weights, title), alt=title))
-    return "".join(parts)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = make_parser(
-        "vivit.analysis.report",
-        __doc__,
-        "python -m vivit.analysis.report --workdir=runs/moving_digits",
-        "python -m vivit.analysis.report --workdir=runs/mine --split=validation --views=4x3",
-    )
-    show_log()
-    add_run_arguments(parser)
-    parser.add_argument("--views", default="", help="4x3 for 4 clips of each video in 3 crops")
-    add_process_arguments(parser)
-    arguments = parser.parse_args(argv)
-    with connected(arguments):
-        path = write_report(
-            arguments.workdir,
-            checkpoint=arguments.checkpoint,
-            split=arguments.split,
-            views=arguments.views,
-            data_root=arguments.data_root,
-        )
-        print(f"open {path}")
-
-
-if __name__ == "__main__":
-    run_command(main)

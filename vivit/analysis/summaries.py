@@ -95,6 +95,30 @@ def over_space(attention: Attention, config: ModelConfig) -> Array:
     return mean_over(attention, sums, "t")
 
 
+@summary(between="head box_q box_k")
+def between(
+    attention: Attention, config: ModelConfig, *, steps: int = 4, rows: int = 4, columns: int = 4
+) -> Array:
+    """Weights between boxes of tokens, summed over the keys of a box and averaged over the queries
+    of one; see `boxes_of`."""
+    t, s = attention.clip_grid
+    boxes = boxes_of((t, *attention.layout.space), (steps, rows, columns))
+    count = int(boxes.max()) + 1
+    sums = attention.sums(boxes)[..., :count].reshape(*attention.q.shape[:1], -1, t * s, count)
+    seen = attention.seen().reshape(-1, 1, t * s, 1) * jax.nn.one_hot(boxes.ravel(), count)
+    total = jnp.maximum(seen.sum(axis=2), 1)
+    return jnp.einsum("BhNK,BNQ->BhQK", sums, seen[:, 0]) / total[..., None]
+
+
+def boxes_of(grid: tuple[int, int, int], boxes: tuple[int, int, int]) -> np.ndarray:
+    """Returns the number of each token's box [T, S], in row-major order. Each axis of the grid is
+    cut into so many parts, as equal as can be; one that has fewer places, into these."""
+    counts = [min(n, of) for n, of in zip(boxes, grid, strict=True)]
+    of_axis = [np.arange(n) * count // n for n, count in zip(grid, counts, strict=True)]
+    t, y, x = np.meshgrid(*of_axis, indexing="ij")
+    return ((t * counts[1] + y) * counts[2] + x).reshape(grid[0], -1)
+
+
 @summary(to_extra="head extra t_q s_q")
 def to_extra(attention: Attention, config: ModelConfig) -> Array:
     """What of each query's weights goes to class tokens and registers."""
