@@ -28,7 +28,7 @@ from vivit.model import ViViT
 from vivit.results import best_of_heads
 from vivit.run import Run
 
-BYTES = 400_000  # of the heads' weights between boxes in a clip, and of the means of all heads
+BYTES = 500_000  # of the heads' weights between boxes in a clip, and of the means of all heads
 USUAL = ("rollout", "relevance", "grad_cam")
 STATISTICS = ("distance", "sinks")
 NUMBERS = ("distance_in_space", "distance_in_time", "sinks")  # their arrays
@@ -237,7 +237,7 @@ def _picture(clip: UInt8[np.ndarray, "F H W 3"]) -> str:
     filled = np.concatenate([clip, np.zeros((lines * across - frames, *clip.shape[1:]), np.uint8)])
     grid = filled.reshape(lines, across, height, width, 3).swapaxes(1, 2)
     image = Image.fromarray(grid.reshape(lines * height, across * width, 3))
-    kind, options = ("png", {}) if height < SMALL else ("jpeg", {"quality": 80})
+    kind, options = ("png", {}) if height < SMALL else ("jpeg", {"quality": 75})
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
