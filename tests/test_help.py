@@ -21,6 +21,7 @@ COMMANDS = (
     "vivit.analysis.ablation",
     "vivit.analysis.compare",
     "vivit.analysis.faithfulness",
+    "vivit.analysis.figures",
     "vivit.analysis.film",
     "vivit.analysis.moments",
     "vivit.analysis.moment_scores",
