@@ -53,7 +53,7 @@ def test_side_by_side_has_the_plain_film(tiny_run, tmp_path, capsys):
 def test_windows_cover_the_whole_film(tiny_run, tmp_path):
     film(tmp_path / "a.mp4", frames=50)
     video = open_video(ClipRow("a.mp4", "", {}), tmp_path, limits=ReadLimits())
-    found = windows(Run(tiny_run), video)
+    found = windows(video, Run(tiny_run).config.data.sampling, 16)
     assert [window.begin for window in found] == [0, 16, 32, 48]
     np.testing.assert_array_equal(found[1].frames, np.arange(16, 32))
     np.testing.assert_array_equal(found[3].frames, np.arange(34, 50))  # it ends with the film

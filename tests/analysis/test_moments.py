@@ -49,7 +49,7 @@ def run(long_run):
 
 def test_windows_overlap_and_end_with_the_film(run):
     video = run.data.reader.open(0)
-    found = windows(run, video, overlap=4)
+    found = windows(video, run.config.data.sampling, 16, overlap=4)
     np.testing.assert_array_equal(np.diff([w.frames[0] for w in found])[:-1], 8)
     np.testing.assert_array_equal(found[0].frames, np.arange(0, 32, 2))
     assert found[-1].frames[-1] == 95
@@ -78,7 +78,7 @@ def test_a_window_shares_its_probability(run):
     video = run.data.reader.open(3)
     values = values_of(run, video, "rollout", number=2, overlap=2)
     sure = values_of(run, video, "uniform", number=2, overlap=2)
-    parts = windows(run, video, overlap=2)
+    parts = windows(video, run.config.data.sampling, 16, overlap=2)
     clips = np.stack([np.repeat(video.read(w.frames, None), 3, axis=-1) for w in parts])
     probabilities = run.predict(clips)[:, 2]
     heat = np.asarray(attribute("rollout", run.model, run.params, clips, [2] * len(parts)))

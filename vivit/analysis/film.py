@@ -62,7 +62,7 @@ def write_film(
 
 
 def _write(run: Run, path: Path, out: Path, *, side_by_side: bool) -> None:
-    film, writer = open_film(run, path), None
+    film, writer = open_film(path, run.config.data), None
     seen = list_seen(run, film.video)
     current = next(seen)
     following = next(seen, None)
@@ -80,7 +80,9 @@ def _write(run: Run, path: Path, out: Path, *, side_by_side: bool) -> None:
 
 def list_seen(run: Run, video: VideoReader) -> Iterator[Seen]:
     """Yields what the model says of each window of a film."""
-    for batch, clips in read_windows(run, video, windows(run, video)):
+    data, (frames, height, width) = run.config.data, run.model.config.clip
+    parts = windows(video, data.sampling, frames)
+    for batch, clips in read_windows(video, parts, data.views, (height, width)):
         maps = capture(run.model, run.params, clips)
         heats = np.asarray(rollout(maps)).reshape(len(clips), *run.model.config.grid)
         probabilities = np.asarray(run.task.probabilities(maps.logits))

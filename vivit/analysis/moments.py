@@ -87,13 +87,15 @@ def values_of(
     if overlap < 1:
         raise ValueError(f"{overlap=} must be at least 1")
     params = jax.device_put(run.params) if params is None else params
-    parts = windows(run, video, overlap=overlap)
+    data, (frames, height, width) = run.config.data, run.model.config.clip
+    parts = windows(video, data.sampling, frames, overlap=overlap)
     if len(parts[-1].frames) > 1 and (np.diff(parts[-1].frames) < 1).any():
         raise ValueError(
             f"the film has {len(video.times)} frames, fewer than a clip of the run has; take a "
             "longer one, or vivit.predict"
         )
-    read = lambda: (clips for _, clips in read_windows(run, video, parts))  # which may be many
+    size = height, width
+    read = lambda: (x for _, x in read_windows(video, parts, data.views, size))  # may be many
     found = np.concatenate([run.predict(clips, params) for clips in read()])[: len(parts)]
     if number is None:
         number = int(found.mean(axis=0).argmax())
@@ -216,7 +218,7 @@ def write_moments(
     if Path(out).exists():
         raise ValueError(f"{out} exists; choose another --out")
     try:
-        film = open_film(run, Path(video))
+        film = open_film(Path(video), run.config.data)
         number = None if class_name is None else names.index(class_name)
         values = values_of(run, film.video, method, number=number, overlap=overlap)
     except ClipReadError as error:

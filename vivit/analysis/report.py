@@ -20,8 +20,7 @@ from vivit.analysis.parts import config_details, cost_cards
 from vivit.analysis.pretraining_report import write_pretraining_report
 from vivit.analysis.run import open_run
 from vivit.analysis.viewer import ViewedClip, viewer
-from vivit.analysis.windows import open_film, read_windows, windows
-from vivit.data.video import ClipReadError
+from vivit.analysis.windows import clips_of_video
 from vivit.evaluate import evaluate
 from vivit.io import read_json, write_atomically
 from vivit.processes import gather, is_first
@@ -141,19 +140,9 @@ def _of_split(runs: Sequence[Run], numbers: list[int]) -> tuple[list[np.ndarray]
 
 def _of_video(runs: Sequence[Run], path: Path) -> tuple[list[np.ndarray], list[ViewedClip]]:
     """Returns windows of a video as each run gets them, at most SHOWN from its whole length."""
-    clips, about = [], []
-    try:
-        for run in runs:
-            film = open_film(run, path)
-            parts = windows(run, film.video)
-            chosen = np.unique(np.linspace(0, len(parts) - 1, SHOWN).round().astype(int)).tolist()
-            parts = [parts[k] for k in chosen]
-            batches = list(read_windows(run, film.video, parts))
-            clips.append(np.concatenate([x for _, x in batches])[: len(parts)])
-            at = [film.times[part.begin] - film.times[0] for part in parts]
-            about.append([ViewedClip(f"{seconds:.1f} s") for seconds in at])
-    except ClipReadError as error:
-        raise ValueError(f"{path}: {error}") from error
+    found = [clips_of_video(path, run.model, run.config.data, clips=SHOWN) for run in runs]
+    clips = [x for x, _ in found]
+    about = [[ViewedClip(f"{at:.1f} s") for at in begins] for _, begins in found]
     if any(x != about[0] for x in about):
         raise ValueError(
             "the runs cut the video into different clips; give one run, or runs of one sampling"

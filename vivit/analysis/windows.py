@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from vivit.data import decode
@@ -19,8 +19,10 @@ from vivit.data.geometry import view
 from vivit.data.manifest import ClipRow
 from vivit.data.pipeline import on_canvas
 from vivit.data.sampling import SAMPLINGS, clip_from, last_start
-from vivit.data.video import VideoReader
+from vivit.data.settings import DataSettings, SamplingSettings, ViewsSettings
+from vivit.data.video import ClipReadError, VideoReader
 from vivit.data.video_files import Indexes, open_video
+from vivit.model import ViViT
 from vivit.run import Run
 
 BATCH = 8  # clips that the model gets at once
@@ -37,12 +39,13 @@ class Window(NamedTuple):
     frames: np.ndarray
 
 
-def windows(run: Run, video: VideoReader, *, overlap: int = 1) -> list[Window]:
-    """Returns the parts of a film, from its first to its last frame.
+def windows(
+    video: VideoReader, sampling: SamplingSettings, frames: int, *, overlap: int = 1
+) -> list[Window]:
+    """Returns the parts of a film, clips of so many frames from its first to its last one.
 
     overlap: in how many windows a frame is, but for those at both ends.
     """
-    sampling, frames = run.config.data.sampling, run.model.config.clip[0]
     kind = SAMPLINGS[sampling.kind]
     if not kind.strided:  # the clip is of the whole video
         return [Window(0, kind.views(sampling, video.times, video.seconds, frames, 1)[0])]
@@ -61,11 +64,10 @@ def windows(run: Run, video: VideoReader, *, overlap: int = 1) -> list[Window]:
 
 
 def read_windows(
-    run: Run, video: VideoReader, parts: Sequence[Window]
+    video: VideoReader, parts: Sequence[Window], views: ViewsSettings, size: tuple[int, int]
 ) -> Iterator[tuple[Sequence[Window], UInt8[np.ndarray, "B F H W 3"]]]:
-    """Yields windows with their clips as the model gets them, BATCH at a time; the last batch is
-    filled up with its last clip, so that nothing is compiled for it alone."""
-    views, size = run.config.data.views, run.model.config.clip[1:]
+    """Yields windows with their clips as a model of this size gets them, BATCH at a time; the last
+    batch is filled up with its last clip, so that nothing is compiled for it alone."""
     shape = video.height, video.width
     cut, extent = _cut(views.short_side or max(size), size), jnp.array(shape)
     for start in range(0, len(parts), BATCH):
@@ -102,15 +104,39 @@ class Film:
             yield np.ascontiguousarray(decode.to_rgb(frame))
 
 
-def open_film(run: Run, path: Path) -> Film:
-    """Opens a video file for a run. Raises ClipReadError if it cannot be read."""
-    data, row, indexes = run.config.data, ClipRow(path.name, "", {}), Indexes()
+def open_film(path: Path, data: DataSettings) -> Film:
+    """Opens a video file, to be read as clips of a run are. Raises ClipReadError if it cannot be
+    read."""
+    row, indexes = ClipRow(path.name, "", {}), Indexes()
     video = open_video(
         row, path.parent, short_side=data.short_side, limits=data.limits, indexes=indexes
     )
     index = indexes.get(row, os.path.abspath(path), data.limits)  # read once, by the line above
     size = index.height, index.width
     return Film(path, video, index.pts, index.times, index.rate, size, data.largest_frame)
+
+
+def clips_of_video(
+    path: str | Path, model: ViViT, data: DataSettings | None = None, *, clips: int = 8
+) -> tuple[UInt8[np.ndarray, "B F H W 3"], Float[np.ndarray, " B"]]:
+    """Returns clips of a video file as a model gets them, from its whole length, and the seconds at
+    which they begin.
+
+    data: how frames are chosen and cut, as `run.config.data`; None for all frames, one after
+    another. clips: at most so many.
+    Raises ValueError for a file that cannot be read.
+    """
+    data, (frames, *size) = data or DataSettings(), model.config.clip
+    try:
+        film = open_film(Path(path), data)
+        parts = windows(film.video, data.sampling, frames)
+        chosen = np.unique(np.linspace(0, len(parts) - 1, clips).round().astype(int))
+        parts = [parts[k] for k in chosen.tolist()]
+        read = [x for _, x in read_windows(film.video, parts, data.views, (size[0], size[1]))]
+    except ClipReadError as error:
+        raise ValueError(f"{path}: {error}") from error
+    begins = [film.times[part.begin] - film.times[0] for part in parts]
+    return np.concatenate(read)[: len(parts)], np.array(begins)
 
 
 def seen_box(run: Run, shape: tuple[int, int]) -> Box:

@@ -9,28 +9,40 @@
 # ---
 
 # %% [markdown]
-# # Where a video transformer looks
+# # First look
 #
-# Attention maps of a trained run: train one with `make train`, or set `VIVIT_RUN` to the folder of
-# another.
+# What a run looks at: its predictions, attention rollout over the clip, and the weights between
+# time steps. `make train` makes the run; `VIVIT_RUN` names another one.
 
 # %%
+# Installs what is missing, where there is nothing but this checkout.
+import importlib.util
 import os
+import subprocess
+import sys
 
+if importlib.util.find_spec("vivit") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "..[digits]"], check=True)
+    sys.path.insert(0, os.path.abspath(".."))
+if os.path.basename(os.getcwd()) == "notebooks":
+    os.chdir("..")  # the data of a run are found from the root of the project
+
+# %%
+# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 
 from vivit.analysis import capture, heat_on_frames, open_run, overlay, rollout
+from vivit.analysis.figures import head_grid
 
-if os.path.basename(os.getcwd()) == "notebooks":
-    os.chdir("..")  # a run's config names its data from the project's root
 run = open_run(os.environ.get("VIVIT_RUN", "runs/moving_digits"))
 config = run.model.config
 print(f"{config.settings.family}, training step {run.step}")
 print(f"token grid: {config.grid} time steps, rows, columns")
 
 # %% [markdown]
-# One test clip of each class, and the model's prediction.
+# A test clip of each class, and the model's prediction.
 
 # %%
 clips, labels = run.clips(run.one_of_each_class(8))
@@ -43,7 +55,8 @@ for title, guess in zip(titles, run.guesses(maps.logits), strict=True):
 # ## Attention rollout
 #
 # Each token's part in what the classifier gets, through all layers (Abnar & Zuidema, 2005.00928),
-# on one space-time grid for every family: a factorised encoder's two stages are chained.
+# on one space-time grid for every family: the two stages of a factorised encoder are chained. A
+# region is coloured where it has more than a uniform map gives it, and dark where it has less.
 
 # %%
 parts = np.asarray(rollout(maps))  # [clips, T, S]
@@ -64,11 +77,10 @@ plt.show()
 # ## Between time steps
 #
 # The weight that each head gives from a time step (row) to a time step (column), averaged over the
-# clips; one picture per layer that mixes time.
+# clips; one picture for each layer that mixes time steps.
 
 # %%
-timely = [a for a in maps.attentions if "t" in a.pattern.axes]
-for attention in timely:
+for attention in (a for a in maps.attentions if "t" in a.pattern.axes):
     weights = np.asarray(attention.over_time()).mean(axis=0)  # [heads, T, T]
     figure, axes = plt.subplots(1, len(weights), figsize=(2 * len(weights), 2.3), squeeze=False)
     for head, axis in enumerate(axes[0]):
@@ -78,16 +90,11 @@ for attention in timely:
     plt.show()
 
 # %% [markdown]
-# ## How far heads look
+# ## One patch
 #
-# The entropy of a head's weights relative to the largest possible: 0 for one token, 1 for all
-# tokens equally.
+# Where a token in the middle of the clip looks, in each layer and head of the first attention.
+# `python -m vivit.analysis RUN` shows the same for every token, to click on.
 
 # %%
-for attention in maps.attentions:
-    weights = np.asarray(attention.weights())
-    rows = weights.reshape(*weights.shape[:4], -1)
-    entropy = -(rows * np.log(np.maximum(rows, 1e-12))).sum(axis=-1).mean(axis=(0, 2, 3))
-    keys = (rows > 0).sum(axis=-1).max()
-    relative = entropy / np.log(max(keys, 2))
-    print(f"{attention.name:28}", " ".join(f"{value:.2f}" for value in relative))
+query = tuple(n // 2 for n in config.grid)  # time step, row, column
+display(head_grid(maps, maps.attentions[0].of_layers, query=query))
