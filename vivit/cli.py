@@ -55,6 +55,16 @@ def add_runs_arguments(parser: argparse.ArgumentParser, nargs: Any, *, help: str
     parser.add_argument("--out", metavar="FILE", help="where all of it is written as JSON")
 
 
+def add_film_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir, --video, --checkpoint and --data-root, of commands that show a film."""
+    parser.add_argument("--workdir", metavar="RUN", required=True, help="the folder of a run")
+    parser.add_argument("--video", metavar="FILE", required=True, help="a film of any length")
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "--data-root", metavar="FOLDER", help="where the data sets are, for old runs' class names"
+    )
+
+
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint, which chooses one of a run."""
     parser.add_argument(

@@ -71,6 +71,11 @@ def test_blended_values_are_weighted_means_of_steps():
                 weight += min(step + 1, 4 - step)
         np.testing.assert_allclose(found[frame], total / weight)
     np.testing.assert_allclose(blend(np.ones((3, 4, 1, 2)), parts, 30), 1)
+    apart = [Window(0, np.array([0, 2, 3])), Window(7, np.array([7, 7, 9]))]  # of a varying rate
+    np.testing.assert_allclose(blend(np.ones((2, 3, 1, 1)), apart, 14), 1)
+    np.testing.assert_allclose(
+        blend(np.ones((2, 1, 1, 1)), [Window(0, np.array([0])), Window(5, np.array([5]))], 9), 1
+    )
 
 
 def test_a_window_shares_its_probability(run):
@@ -171,7 +176,11 @@ def test_files_of_a_film(run, long_run, tmp_path, capsys):
     ("made", "options", "message"),
     [
         ({"frames": 40}, {"class_name": "lft"}, "no class 'lft'; the run has: left, right"),
-        ({"frames": 20}, {}, "the film has 20 frames, fewer than a clip of the run has"),
+        (
+            {"frames": 20},
+            {},
+            "the film has 20 frames in 0.80 s, fewer than a clip",
+        ),
         ({"frames": 40}, {"overlap": 0}, "overlap=0 must be at least 1"),
         ({"frames": 40}, {"method": "rolout"}, "unknown method of attribution 'rolout'"),
         (None, {}, "a.mp4: Invalid data"),

@@ -73,6 +73,7 @@ def test_400_classes_are_a_picture_with_the_confused_next_to_each_other():
     drawn = draw_confusion(confusion, names)
     assert len(drawn) < 200_000
     data = json.loads(re.search(r"application/json[^>]*>(.*?)</script>", drawn, re.S)[1])
+    assert data["head"] == ""
     i, j = pairs[0]
     assert data["counts"][f"{places[i]},{places[j]}"] == 4
     assert data["names"][places[i]] == f"class <{i}>"

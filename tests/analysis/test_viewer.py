@@ -16,6 +16,7 @@ from tests.test_model import TINY, with_head
 from vivit.analysis import attribute, capture, open_run
 from vivit.analysis.__main__ import main
 from vivit.analysis.report import write_report
+from vivit.analysis.summaries import boxes_of
 from vivit.analysis.viewer import BYTES, choose_boxes, to_bytes, usual_methods
 
 CLIPS = [0, 3, 5]
@@ -67,7 +68,7 @@ def test_what_is_kept_is_what_was_captured(page, maps):
     for i, number in enumerate(CLIPS):
         found = arrays_of(data, i)
         labels = data["clips"][i]["label"]
-        assert labels == [run.data.class_names[run.data.labels_of(number)["motion"]]]
+        assert labels == {"motion": [run.data.class_names[run.data.labels_of(number)["motion"]]]}
         for at, attention in enumerate(captured.attentions):
             whole = np.asarray(attention.weights())[i]
             n = whole.shape[1] * whole.shape[2]
@@ -169,6 +170,50 @@ def test_a_click_shows_the_weights_of_the_patch(page, maps):
 
 
 @needs_chromium
+def test_even_weights_between_uneven_boxes_are_an_even_map(page, tmp_path):
+    """A box of more tokens gets more weight, which each of its tokens has a part of."""
+    data = data_of(page)
+    attention = data["runs"][0]["attentions"][0]
+    attention["boxes"] = attention["fine"] = [3, 2, 1]  # of 4 x 2 x 2 tokens
+    size = np.bincount(boxes_of((4, 2, 2), (3, 2, 1)).ravel())
+    between, largest = to_bytes(np.tile(size / size.sum(), (1, 2, 6, 1)))
+    mean, of_mean = to_bytes(np.tile(size / size.sum(), (1, 1, 6, 1)))
+    changed = {
+        "0/between": between, "0/between/largest": largest, "0/mean": mean,
+        "0/mean/largest": of_mean,
+    }  # fmt: skip
+    for i, clip in enumerate(data["clips"]):
+        found = {**arrays_of(data, i), **changed}
+        packed = gzip.compress(b"".join(x.tobytes() for x in found.values()))
+        clip["runs"][0]["arrays"] = base64.b64encode(packed).decode()
+    data["runs"][0]["arrays"] = [
+        {"name": k, "type": x.dtype.str[1:], "shape": x.shape} for k, x in found.items()
+    ]
+    other = tmp_path / "uneven.html"
+    head, rest = page.read_text().split('id="viewer-data">', 1)
+    other.write_text(f'{head}id="viewer-data">{json.dumps(data)}{rest[rest.index("</script>") :]}')
+    found = run_script(
+        other,
+        """
+        const panel = viewer.state.panels[0], found = [];
+        for (const [head, token] of [[-1, null], [-1, [3, 1, 0]], [1, null], [1, [0, 0, 1]]]) {
+          viewer.choose(panel, {source: 0, layer: 0, head, token});
+          await until(() => viewer.ready());
+          found.push([panel.map.grid, Array.from(panel.map.values), panel.map.uniform]);
+          viewer.choose(panel, {back: true});
+          found.push([panel.map.grid, Array.from(panel.map.values), panel.map.uniform]);
+          viewer.choose(panel, {back: false});
+        }
+        return found;
+        """,
+    )
+    for grid, values, uniform in found:
+        assert grid == [4, 2, 2]
+        np.testing.assert_allclose(values, 1 / 16, rtol=0.02)
+        assert uniform == pytest.approx(1 / 16, rel=0.02)
+
+
+@needs_chromium
 def test_keys_play_compare_and_choose(page):
     found = run_script(
         page,
@@ -214,7 +259,8 @@ def test_keys_play_compare_and_choose(page):
 @needs_chromium
 def test_a_cell_of_the_confusion_opens_its_clips(page):
     data = data_of(page)
-    (label,), top = data["clips"][1]["label"], data["clips"][1]["runs"][0]["top"][0]
+    top_of = lambda clip: clip["runs"][0]["top"]["motion"]
+    (label,), top = data["clips"][1]["label"]["motion"], top_of(data["clips"][1])
     found = run_script(
         page,
         f"""
@@ -229,7 +275,7 @@ def test_a_cell_of_the_confusion_opens_its_clips(page):
         return {{hidden, said, clip, after: viewer.parts.thumbs.map(x => x.button.hidden)}};
         """,
     )
-    same = [c["label"] == [label] and c["runs"][0]["top"] == [top] for c in data["clips"]]
+    same = [c["label"]["motion"] == [label] and top_of(c) == top for c in data["clips"]]
     assert found["hidden"] == [not x for x in same]
     assert f"clips of {label} that are predicted as {top}" in found["said"]
     assert found["clip"] == same.index(True)

@@ -7,6 +7,7 @@ of the middle. For data sets that say where the object is, as moving_digits, als
 points at it.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ USUAL = (
     "random", "uniform", "centre", "attention", "rollout", "gradient_attention", "relevance",
     "grad_cam",
 )  # fmt: skip
+log = logging.getLogger(__name__)
 PARTS = 8  # of all regions, taken one after another
 BATCH = 16  # clips
 
@@ -170,7 +172,10 @@ def measure_run(
         _ = METHODS[name]  # raises for an unknown name, before any work
     if not 1 <= clips <= len(run.data):
         raise ValueError(f"{clips=} of a split of {len(run.data)} clips")
-    params, parts = jax.device_put(run.params), defaultdict(list)
+    if run.data.masks is None:
+        name = f"{run.data.name} {run.data.version}"
+        log.info("%s does not say where the object is: no pointing game and IoU", name)
+    params, parts = run.params_on_device, defaultdict(list)
     explained = params
     if random_seed is not None:
         explained = run.random_params(random_seed)
@@ -234,7 +239,7 @@ def table(found: dict[str, Faithfulness]) -> str:
     for name, measured in found.items():
         cells = [
             with_interval(f"{x.mean():.3f}", half_interval(x), ".3f")
-            for x in measured.scores.values()
+            for x in (score[~np.isnan(score)] for score in measured.scores.values())
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from vivit.analysis.overlay import blend_weights
 from vivit.analysis.rollout import rollout
 from vivit.analysis.run import Run, open_run
 from vivit.analysis.windows import Box, Window, open_film, read_windows, seen_box, windows
-from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
+from vivit.cli import add_film_arguments, make_parser, run_command, show_log
 from vivit.data.video import ClipReadError, VideoReader
 from vivit.results import best_of_heads
 
@@ -149,14 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         "python -m vivit.analysis.film --workdir=runs/mine --video=holiday.mp4",
         "python -m vivit.analysis.film --workdir=runs/mine --video=a.mkv --side-by-side",
     )
-    parser.add_argument("--workdir", metavar="RUN", required=True, help="the folder of a run")
-    parser.add_argument("--video", metavar="FILE", required=True, help="a film of any length")
+    add_film_arguments(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="an .mp4 file (default: VIDEO_overlay.mp4 in the run)"
-    )
-    add_checkpoint_argument(parser)
-    parser.add_argument(
-        "--data-root", metavar="FOLDER", help="where the data sets are, for old runs' class names"
     )
     parser.add_argument(
         "--side-by-side", action="store_true", help="the plain film next to the overlay"

@@ -21,24 +21,27 @@ def localisation(
 ) -> dict[str, Float[np.ndarray, " B"]]:
     """Returns "pointing" and "iou" of each clip.
 
-    pointing: of the frames, the part in which the middle of the largest token of its time step is
-    in the mask: the pointing game of Zhang et al. (1608.00507), section 4.1, without a margin.
-    Tokens that are equally large count equally. iou: the intersection over the union, in pixels, of
-    the mask and as many of the largest tokens as have its size. 1 is out of reach where tokens are
-    coarse: the coverage as attributions has the largest that is possible.
+    pointing: of the frames that have a mask, the part in which the middle of the largest token of
+    its time step is in it: the pointing game of Zhang et al. (1608.00507), section 4.1, without a
+    margin. Tokens that are equally large count equally. iou: the intersection over the union, in
+    pixels, of the mask and as many of the largest tokens as have its size. 1 is out of reach where
+    tokens are coarse: the coverage as attributions has the largest that is possible. Both are NaN
+    of a clip without any mask.
     """
     heat = np.asarray(attributions, np.float64)
     t, h, w = config.tubelet
-    middles = masks[:, :, h // 2 :: h, w // 2 :: w]
-    hits = rearrange(middles, "B (T t) Y X -> B T (Y X) t", t=t).mean(axis=-1)
-    largest = heat == heat.max(axis=2, keepdims=True)
-    pointing = ((hits * largest).sum(axis=2) / largest.sum(axis=2)).mean(axis=1)
+    middles = rearrange(masks[:, :, h // 2 :: h, w // 2 :: w], "B F Y X -> B F (Y X)")
+    largest = (heat == heat.max(axis=2, keepdims=True)).repeat(t, axis=1)  # [B, F, S]
+    hits = (middles * largest).sum(axis=2) / largest.sum(axis=2)
+    frames = masks.any(axis=(2, 3)).sum(axis=1)
+    some = np.where(frames > 0, frames, np.nan)
+    pointing = hits.sum(axis=1) / some
     covered = coverage(masks, config).reshape(len(masks), -1)
     sizes = covered.sum(axis=1)  # of the masks, in tokens
     counts = np.maximum(sizes.round(), 1).astype(int)
     chosen = ranks(heat) < counts[:, None]
     common = (covered * chosen).sum(axis=1)
-    return {"pointing": pointing, "iou": common / (sizes + counts - common)}
+    return {"pointing": pointing, "iou": common / (sizes + counts - common) * some / some}
 
 
 def ranks(values: Float[np.ndarray, "B ..."]) -> np.ndarray:

@@ -115,7 +115,11 @@ def _sheet(found: dict[str, Any], frames: dict[int, np.ndarray]) -> Figure:
     )
     axes = figure.add_subplot(grid[0, :])
     _curve(axes, found, line="#1b1f24")
-    axes.set_title(f"{Path(found['video']).name}: {found['class']} ({found['method']})", loc="left")
+    axes.set_title(
+        f"{Path(found['video']).name}: {found['class']} ({found['method']})",
+        loc="left",
+        parse_math=False,
+    )
     axes.set_xlabel("seconds")
     axes.set_ylabel("value")
     for rank, moment in enumerate(moments):

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
@@ -54,12 +53,15 @@ def scores_of(
 
 def differences(frames: np.ndarray, grid: tuple[int, int]) -> Float[np.ndarray, "N Y X"]:
     """Returns the mean absolute difference of each frame to the one before, by place: the baseline
-    that needs no model. frames: [N, H, W, C], whose sides are multiples of the grid's."""
+    that needs no model. frames: [N, H, W, C]."""
     x = np.asarray(frames, np.float64)
     change = np.abs(np.diff(x, axis=0, prepend=x[:1])).mean(axis=-1)
-    n, height, width = change.shape
-    y, x = grid
-    return change.reshape(n, y, height // y, x, width // x).mean(axis=(2, 4))
+    rows, columns = (
+        np.eye(count)[np.arange(size) * count // size]
+        for count, size in zip(grid, change.shape[1:], strict=True)
+    )
+    sums = np.einsum("nhw,hy,wx->nyx", change, rows, columns)
+    return sums / np.outer(rows.sum(axis=0), columns.sum(axis=0))
 
 
 def measure_run(
@@ -86,8 +88,7 @@ def measure_run(
         )
     if not 1 <= clips <= len(run.data):
         raise ValueError(f"{clips=} of a split of {len(run.data)} clips")
-    params = run.random_params(random_seed) if random_seed is not None else None
-    params = jax.device_put(run.params) if params is None else params
+    params = None if random_seed is None else run.random_params(random_seed)
     found = defaultdict(list)
     for i in tqdm(range(clips), desc="moments", unit="film", leave=False):
         video = run.data.reader.open(i)

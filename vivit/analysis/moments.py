@@ -5,12 +5,12 @@ of them, and writes moments.json, a contact sheet (moments.png) and the annotate
 into a folder.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
@@ -18,7 +18,9 @@ from scipy import ndimage
 from vivit.analysis.attribution import attribute
 from vivit.analysis.run import open_run
 from vivit.analysis.windows import BATCH, Box, Window, open_film, read_windows, seen_box, windows
-from vivit.cli import add_checkpoint_argument, make_parser, run_command, show_log
+from vivit.cli import add_film_arguments, make_parser, run_command, show_log
+from vivit.data.sampling import SAMPLINGS
+from vivit.data.settings import SamplingSettings
 from vivit.data.video import ClipReadError, VideoReader
 from vivit.io import write_json
 from vivit.run import Run
@@ -86,14 +88,10 @@ def values_of(
     """
     if overlap < 1:
         raise ValueError(f"{overlap=} must be at least 1")
-    params = jax.device_put(run.params) if params is None else params
+    params = run.params_on_device if params is None else params
     data, (frames, height, width) = run.config.data, run.model.config.clip
+    check_length(video, data.sampling, frames)
     parts = windows(video, data.sampling, frames, overlap=overlap)
-    if len(parts[-1].frames) > 1 and (np.diff(parts[-1].frames) < 1).any():
-        raise ValueError(
-            f"the film has {len(video.times)} frames, fewer than a clip of the run has; take a "
-            "longer one, or vivit.predict"
-        )
     size = height, width
     read = lambda: (x for _, x in read_windows(video, parts, data.views, size))  # may be many
     found = np.concatenate([run.predict(clips, params) for clips in read()])[: len(parts)]
@@ -118,9 +116,10 @@ def blend(
     weights = np.minimum(np.arange(steps) + 1.0, steps - np.arange(steps))
     total, weight = np.zeros((frames, *heats.shape[2:])), np.zeros(frames)
     for i, (heat, (_, clip)) in enumerate(zip(heats, parts, strict=True)):
-        last = i == len(parts) - 1
-        end = frames if last else min(2 * clip[-1] - clip[-2], frames)
-        numbers = np.arange(0 if i == 0 else clip[0], end)
+        stride = int(clip[-1] - clip[-2]) if len(clip) > 1 else 1
+        # Frame rates that vary may leave a gap before the next window.
+        ends = [frames] if i == len(parts) - 1 else [clip[-1] + stride, parts[i + 1].frames[0]]
+        numbers = np.arange(0 if i == 0 else clip[0], min(max(ends), frames))
         at = np.searchsorted(clip, numbers, side="right") - 1
         at = np.maximum(at, 0) * steps // len(clip)
         total[numbers] += weights[at, None, None] * heat[at]
@@ -193,6 +192,21 @@ def in_pixels(region: Box, grid: tuple[int, int], box: Box) -> Box:
     return top + y0, left + x0, y1 - y0, x1 - x0
 
 
+def check_length(video: VideoReader, sampling: SamplingSettings, frames: int) -> None:
+    """Raises ValueError for a film that is shorter than a clip of so many frames."""
+    needed, seconds = frames, None
+    if SAMPLINGS[sampling.kind].strided:
+        needed, seconds = (frames - 1) * sampling.stride_frames + 1, sampling.stride_seconds
+    short = len(video.times) < needed
+    if seconds is not None:
+        short = video.seconds + 1e-3 < frames * seconds
+    if short:
+        raise ValueError(
+            f"the film has {len(video.times)} frames in {video.seconds:.2f} s, fewer than a clip "
+            "of the run takes; take a longer one, or vivit.predict"
+        )
+
+
 def write_moments(
     run: Run,
     video: str | Path,
@@ -254,9 +268,16 @@ def write_moments(
         ],
         "frames": {"seconds": times.tolist(), "values": values.frames.tolist()},
     }
-    Path(out).mkdir(parents=True)
-    write_json(Path(out, "moments.json"), found)
-    write_pictures(film, found, Path(out))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".moments") as place:
+        made = Path(place, "made")
+        made.mkdir()
+        write_json(made / "moments.json", found)
+        try:
+            write_pictures(film, found, made)
+        except ClipReadError as error:
+            raise ValueError(f"{video}: {error}") from error
+        made.rename(out)
     return found
 
 
@@ -267,14 +288,9 @@ def main(argv: list[str] | None = None) -> None:
         "python -m vivit.analysis.moments --workdir=runs/mine --video=match.mp4",
         "python -m vivit.analysis.moments --workdir=runs/mine --video=match.mp4 --class=goal",
     )
-    parser.add_argument("--workdir", metavar="RUN", required=True, help="the folder of a run")
-    parser.add_argument("--video", metavar="FILE", required=True, help="a film of any length")
+    add_film_arguments(parser)
     parser.add_argument(
         "--out", metavar="FOLDER", help="a new folder (default: VIDEO_moments in the run)"
-    )
-    add_checkpoint_argument(parser)
-    parser.add_argument(
-        "--data-root", metavar="FOLDER", help="where the data sets are, for old runs' class names"
     )
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="(the most probable of the film)"

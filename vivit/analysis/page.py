@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -36,11 +37,11 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def static(name: str) -> str:
     """Returns a style sheet or script that pages contain."""
-    return (files("vivit.analysis") / "static" / name).read_text()
+    return (files("vivit.analysis") / "static" / name).read_text("utf-8")
 
 
 def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return re.sub(r"\W+", "-", name.lower())
 
 
 def cards(values: Sequence[tuple[str, str]]) -> str:
@@ -95,7 +96,7 @@ def image(
     *,
     alt: str,
     scale: int = 1,
-    id: str = "",
+    kind: str = "",
     crisp: bool = True,
 ) -> str:
     """Returns pixels as an <img> that contains them, enlarged by a whole number.
@@ -105,9 +106,9 @@ def image(
     picture = Image.fromarray(pixels)
     picture = picture.resize((picture.width * scale, picture.height * scale), 0)
     buffer = io.BytesIO()
-    kind = "png" if crisp else "jpeg"
-    picture.save(buffer, kind)
-    return _img(kind, buffer.getvalue(), alt, id=id, pixels=crisp)
+    form = "png" if crisp else "jpeg"
+    picture.save(buffer, form)
+    return _img(form, buffer.getvalue(), alt, kind=f"{kind} pixels" if crisp else kind)
 
 
 def film(frames: UInt8[np.ndarray, "F H W 3"], *, scale: int, alt: str) -> str:
@@ -121,8 +122,7 @@ def film(frames: UInt8[np.ndarray, "F H W 3"], *, scale: int, alt: str) -> str:
     return _img("gif", buffer.getvalue(), alt)
 
 
-def _img(kind: str, data: bytes, alt: str, *, id: str = "", pixels: bool = False) -> str:
+def _img(form: str, data: bytes, alt: str, *, kind: str = "") -> str:
     encoded = base64.b64encode(data).decode()
-    more = f' id="{id}"' if id else ""
-    more += ' class="pixels"' if pixels else ""
-    return f'<img{more} alt="{text(alt)}" src="data:image/{kind};base64,{encoded}">'
+    of_kind = f' class="{kind.strip()}"' if kind else ""
+    return f'<img{of_kind} alt="{text(alt)}" src="data:image/{form};base64,{encoded}">'

@@ -53,7 +53,10 @@ def grad_cam(subject: Subject) -> Attributions:
     whole grid gets, weighted by the mean gradient of the score, where their sum is positive."""
     maps = trace(subject.model, subject.params, subject.clips, subject.classes)
     steps, rows, columns = maps.model.config.grid
-    last = [a for a in maps.attentions if a.clip_grid == (steps, rows * columns)][-1]
+    whole = [a for a in maps.attentions if a.clip_grid == (steps, rows * columns)]
+    if not whole:
+        raise ValueError("grad_cam: no attention gets the clip's whole grid; use another method")
+    last = whole[-1]
     skipped = maps.model.config.stages[last.stage].layout.extra - last.layout.extra
     x, gradient = (
         of[last.stage, last.layer][:, :, skipped:].astype(jnp.float32)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from vivit.analysis.attribution import METHODS
 from vivit.analysis.page import cards, image, page, percent, picture, table, text
 from vivit.analysis.parts import config_details, cost_cards
 from vivit.analysis.pretraining_report import write_pretraining_report
@@ -64,16 +65,22 @@ def write_report(
         for workdir in workdirs
     ]
     run = runs[0]
-    if not isinstance(run.objective, Task):
-        if len(runs) > 1 or not (clips is video is methods is out is None):
-            raise ValueError(f"{run.folder} predicts no labels: its page is of this run alone")
+    without = [of.folder for of in runs if not isinstance(of.objective, Task)]
+    if without and (len(runs) > 1 or not (clips is video is methods is out is None)):
+        raise ValueError(f"{without[0]} predicts no labels: its page is of this run alone")
+    if without:
         return write_pretraining_report(run, views=views)
+    for name in methods or ():
+        _ = METHODS[name]  # raises for an unknown name, before any work
     if video is not None:
         path = Path(out or run.folder / f"{Path(video).stem}.html")
-        title = f"{Path(video).name}: {run.folder.resolve().name}"
-        viewed = viewer(runs, *_of_video(runs, Path(video)), methods=methods)
-        write_atomically(path, page(title, "", [("", viewed)]))
+        _ = [of.params for of in runs]  # read by all processes together
+        if is_first():
+            title = f"{Path(video).name}: {run.folder.resolve().name}"
+            viewed = viewer(runs, *_of_video(runs, Path(video)), methods=methods)
+            write_atomically(path, page(title, "", [("", viewed)]))
         return path
+    _check_clips(runs, clips or ())
     scores, rows = _evaluated(run, views)
     _ = [(of.params, of.data) for of in runs]  # read by all processes together
     path = Path(out or run.folder / f"report_{split}.html")
@@ -118,24 +125,29 @@ def choose_clips(run: Run, rows: list[dict[str, Any]], *, count: int = SHOWN) ->
 
 
 def _of_split(runs: Sequence[Run], numbers: list[int]) -> tuple[list[np.ndarray], list[ViewedClip]]:
-    """Returns the clips of these numbers as each run gets them, and what the page says of them.
+    """Returns the clips of these numbers as each run gets them, and what the page says of them."""
+    data, about = runs[0].data, []
+    for i in numbers:
+        label = {
+            of: [data.classes[of].names[k] for k in np.ravel(x).tolist()]
+            for of, x in data.labels_of(i).items()
+        }
+        named = ", ".join(name for names in label.values() for name in names)
+        about.append(ViewedClip(f"{i}: {named or 'none'}", label))
+    return [run.clips(numbers)[0] for run in runs], about
 
-    Raises ValueError for a run that reads other clips than the first one.
-    """
+
+def _check_clips(runs: Sequence[Run], numbers: Sequence[int]) -> None:
+    """Raises ValueError for clips that are not there, and for a run that reads other clips than the
+    first one."""
+    first = runs[0]
+    if wrong := [i for i in numbers if not 0 <= i < len(first.data)]:
+        raise ValueError(f"{wrong} are not in 0 .. {len(first.data) - 1}, the split's clips")
     for run in runs[1:]:
-        if (run.data.digest, run.task.labels) != (runs[0].data.digest, runs[0].task.labels):
+        if (run.data.digest, run.task.labels) != (first.data.digest, first.task.labels):
             raise ValueError(
-                f"{run.folder} reads other clips, or predicts other labels, than {runs[0].folder}"
+                f"{run.folder} reads other clips, or predicts other labels, than {first.folder}"
             )
-    clips = [run.clips(numbers)[0] for run in runs]
-    data = runs[0].data
-
-    def names_of(i: int) -> tuple[str, ...]:
-        found = data.labels_of(i).items()
-        return tuple(data.classes[of].names[k] for of, x in found for k in np.ravel(x).tolist())
-
-    about = [ViewedClip(f"{i}: {', '.join(names_of(i)) or 'none'}", names_of(i)) for i in numbers]
-    return clips, about
 
 
 def _of_video(runs: Sequence[Run], path: Path) -> tuple[list[np.ndarray], list[ViewedClip]]:
@@ -165,7 +177,7 @@ def _results(
         ]
         if "confusion" in part:
             names = run.data.classes[head.label].names
-            drawn = draw_confusion(np.array(part["confusion"]), names)
+            drawn = draw_confusion(np.array(part["confusion"]), names, head=head.label)
             sections.append((f"Confusion{of}", drawn))
     curves = draw_curves(columns(run.metrics), run.task)
     return [
@@ -204,9 +216,9 @@ def draw_curves(metrics: dict[str, dict[str, np.ndarray]], task: Task) -> Figure
     return figure
 
 
-def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """Returns counts of labels (rows) against predictions as HTML; the colour is the fraction of
-    the row.
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], *, head: str = "") -> str:
+    """Returns counts of labels (rows) against predictions of a head as HTML; the colour is the
+    fraction of the row.
 
     Many classes are a picture in which classes that are confused stand next to each other.
     """
@@ -216,13 +228,13 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
         "the clips of a cell that are on this page.</p>"
     )
     if len(names) <= SMALL:
-        head = "".join(f"<th>{text(name)}</th>" for name in names)
+        titles = "".join(f"<th>{text(name)}</th>" for name in names)
         lines = [
-            f"<tr><th>{text(name)}</th>{_matrix_row(name, names, *of_label)}</tr>"
+            f"<tr><th>{text(name)}</th>{_matrix_row(head, name, names, *of_label)}</tr>"
             for name, *of_label in zip(names, confusion, fractions, strict=True)
         ]
         return (
-            f'{about}<table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
+            f'{about}<table class="matrix"><thead><tr><th></th>{titles}</tr></thead>'
             f"<tbody>{''.join(lines)}</tbody></table>"
         )
     order = similar_first(fractions)
@@ -230,12 +242,13 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> str:
     colours = (matplotlib.colormaps["Blues"](shown**0.5)[..., :3] * 255).astype(np.uint8)
     counts = confusion[np.ix_(order, order)]
     cells = {f"{i},{j}": int(counts[i, j]) for i, j in np.argwhere(counts)}
-    data = json.dumps({"names": [names[i] for i in order], "counts": cells}).replace("<", "\\u003c")
+    data = {"head": head, "names": [names[i] for i in order], "counts": cells}
+    written = json.dumps(data).replace("<", "\\u003c")
     return (
-        f"{about}<p>Classes that are confused stand next to each other. Point at a place to see "
-        f'which it is: <span id="hover" class="quiet"></span></p>'
-        f"{image(colours, alt='confusion of all classes', id='confusion-map')}"
-        f'<script type="application/json" id="confusion-data">{data}</script>'
+        f'<div class="confusion">{about}<p>Classes that are confused stand next to each other. '
+        'Point at a place to see which it is: <span class="hover quiet"></span></p>'
+        f"{image(colours, alt='confusion of all classes', kind='confusion-map')}"
+        f'<script type="application/json">{written}</script></div>'
     )
 
 
@@ -247,12 +260,15 @@ def similar_first(fractions: Float[np.ndarray, "classes classes"]) -> list[int]:
     return leaves_list(linkage(upper, "average")).tolist()
 
 
-def _matrix_row(label: str, names: Sequence[str], counts: np.ndarray, parts: np.ndarray) -> str:
+def _matrix_row(
+    head: str, label: str, names: Sequence[str], counts: np.ndarray, parts: np.ndarray
+) -> str:
     cells = []
     for predicted, count, part in zip(names, counts, parts, strict=True):
         red, green, blue = (int(255 * x) for x in matplotlib.colormaps["Blues"](0.9 * part)[:3])
         ink = "#fff" if part > 0.5 else "#1b1f24"
-        of = f'data-label="{text(label)}" data-predicted="{text(predicted)}"' if count else ""
+        of = f'data-head="{text(head)}" data-label="{text(label)}"'
+        of = f'{of} data-predicted="{text(predicted)}"' if count else ""
         style = f"background:rgb({red},{green},{blue});color:{ink}"
         cells.append(f'<td {of} style="{style}">{count or ""}</td>')
     return "".join(cells)

@@ -10,8 +10,8 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,10 +39,11 @@ SMALL = 64  # pixels, below which frames are kept without loss
 
 @dataclass(frozen=True)
 class ViewedClip:
-    """A clip on the page. title: what its button says. label: names of its classes, or none."""
+    """A clip on the page. title: what its button says. label: head -> the names of its classes; {}
+    for a clip without a label."""
 
     title: str
-    label: tuple[str, ...] = ()
+    label: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Boxes(NamedTuple):
@@ -85,7 +86,7 @@ def viewer(
             for i, (clip, thumb) in enumerate(zip(about, thumbs, strict=True))
         ],
     }
-    written = json.dumps(data).replace("<", "\\u003c")
+    written = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return (
         f"<style>{static('viewer.css')}</style>"
         '<div id="viewer"><noscript>This part needs JavaScript.</noscript></div>'
@@ -115,39 +116,50 @@ def _run_data(
             }
         )
         kept.append(found)
-    tokens = run.model.config.stages[0].layout
-    extra = ["class token"] * tokens.class_token
     of_run = {
         "name": run.folder.resolve().name,
         "grid": run.model.config.grid,
         "clip": clips.shape[1:4],
         "across": min(ACROSS, clips.shape[1]),
         "methods": methods,
-        "extra": extra + [f"register {i}" for i in range(tokens.registers)],
         # All clips have arrays of these types and shapes.
         "arrays": [
             {"name": name, "type": x.dtype.str[1:], "shape": x.shape} for name, x in arrays.items()
         ],
-        "attentions": [_attention(of, kept, boxes) for of in kept[0].grids],
+        "attentions": [_attention(run.model, of, kept, boxes) for of in kept[0].grids],
     }
     return of_run, of_clips
 
 
 def _predictions(run: Run, clip: np.ndarray, shown: ViewedClip) -> dict[str, Any]:
-    """Returns the most probable classes of all heads, and the best of each head."""
+    """Returns the most probable classes of all heads, and the best of each head.
+
+    Raises ValueError for a run that predicts no numbers.
+    """
     probabilities, names = run.predict(clip), run.class_names
-    (of_heads,) = best_of_heads(run.task, probabilities, names, k=1)
-    top = [name for ((name, _),) in of_heads.values()]
+    if not np.isfinite(probabilities).all():
+        raise ValueError(
+            f"{run.folder} predicts {probabilities[0, 0]}: choose another --checkpoint"
+        )
+    (of_heads,) = best_of_heads(run.task, probabilities, names, k=GUESSES)
+    top = {head: best[0][0] for head, best in of_heads.items()}
+    several = len(of_heads) > 1
     guesses = [
         {
-            "name": names[k],
-            "p": round(float(probabilities[0, k]), 4),
-            "right": names[k] in shown.label,
+            "name": f"{head}: {name}" if several else name,
+            "p": round(p, 4),
+            "right": name in shown.label.get(head, ()),
         }
-        for k in np.argsort(-probabilities[0])[:GUESSES]
+        for head, best in of_heads.items()
+        for name, p in best
     ]
-    right = all(name in shown.label for name in top) if shown.label else None
-    return {"top": top, "right": right, "guesses": guesses}
+    right = all(top[head] in names for head, names in shown.label.items())
+    return {
+        "top": top,
+        "right": right if shown.label else None,
+        "guesses": guesses,
+        "explained": names[int(probabilities[0].argmax())],
+    }
 
 
 def _arrays(
@@ -177,10 +189,12 @@ def _arrays(
     return arrays, kept
 
 
-def _attention(of: str, kept: Sequence[Kept], boxes: Boxes) -> dict[str, Any]:
+def _attention(model: ViViT, of: str, kept: Sequence[Kept], boxes: Boxes) -> dict[str, Any]:
     """Returns what the page says of an attention, from the summaries of all clips."""
     grid, arrays = kept[0].grids[of], kept[0][of]
     layers, _, heads, extra = arrays["of_extra"].shape[:4]
+    registers = max(stage.layout.registers for stage in model.config.stages)
+    names = ["class token"] * (extra > registers) + [f"register {i}" for i in range(registers)]
     statistics = {}
     for name in NUMBERS:
         of_clips = np.concatenate([np.asarray(x[of][name]) for x in kept], axis=1)
@@ -190,7 +204,7 @@ def _attention(of: str, kept: Sequence[Kept], boxes: Boxes) -> dict[str, Any]:
         "name": of,
         "layers": layers,
         "heads": heads,
-        "extra": extra,
+        "extra": names[:extra],
         "grid": grid,
         "boxes": np.minimum(boxes.each_head, grid).tolist(),
         "fine": np.minimum(boxes.mean, grid).tolist(),

@@ -15,15 +15,17 @@ for (const th of document.querySelectorAll('th[data-sort]')) th.addEventListener
     const order = typeof x !== typeof y ? (typeof x === 'string' ? 1 : -1)
                                         : x < y ? -1 : x > y ? 1 : 0;
     return up === 'up' ? order : -order; }).forEach(row => body.append(row)); });
-const map = document.getElementById('confusion-map');
-if (map) { const data = JSON.parse(document.getElementById('confusion-data').textContent);
-  const n = data.names.length, at = part => Math.min(n - 1, Math.max(0, Math.floor(part * n)));
-  map.addEventListener('mousemove', e => { const box = map.getBoundingClientRect();
-    const i = at((e.clientY - box.top) / box.height), j = at((e.clientX - box.left) / box.width);
-    document.getElementById('hover').textContent =
-      `${data.names[i]} predicted as ${data.names[j]}: ${data.counts[i + ',' + j] ?? 0} clips`;
-  });
-  map.addEventListener('click', e => { const box = map.getBoundingClientRect();
-    const i = at((e.clientY - box.top) / box.height), j = at((e.clientX - box.left) / box.width);
-    window.viewer?.openPair(data.names[i], data.names[j], data.counts[i + ',' + j] ?? 0);
-  }); }
+for (const map of document.querySelectorAll('.confusion-map')) {
+  const box = map.closest('.confusion'), {head, names, counts} =
+    JSON.parse(box.querySelector('script').textContent);
+  const cell = event => {
+    const area = map.getBoundingClientRect(), n = names.length;
+    const at = part => Math.min(n - 1, Math.max(0, Math.floor(part * n)));
+    const i = at((event.clientY - area.top) / area.height);
+    const j = at((event.clientX - area.left) / area.width);
+    return [names[i], names[j], counts[i + ',' + j] ?? 0];
+  };
+  map.addEventListener('mousemove', event => { const [label, predicted, clips] = cell(event);
+    box.querySelector('.hover').textContent = `${label} predicted as ${predicted}: ${clips} clips`; });
+  map.addEventListener('click', event => window.viewer?.openPair?.(head, ...cell(event)));
+}

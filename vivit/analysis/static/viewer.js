@@ -85,7 +85,27 @@ function weightsOf(panel, kind, queries, keys, layer, head) {
 // The mean of the heads has smaller boxes than each of them.
 const boxesOf = (attention, head) => head < 0 ? attention.fine : attention.boxes;
 
-// Returns the map of a panel at all time steps: {grid: [t, y, x], values, uniform}.
+// How many tokens each box has, and the box of each token: `boxes_of` of summaries.py.
+const sizes = new Map();
+function boxesOfTokens(grid, boxes) {
+  const key = `${grid}/${boxes}`;
+  if (!sizes.has(key)) {
+    const of = [], tokens = new Float32Array(count(boxes));
+    for (let t = 0; t < grid[0]; t++) for (let y = 0; y < grid[1]; y++) {
+      for (let x = 0; x < grid[2]; x++) {
+        const [a, b, c] = [t, y, x].map((place, i) => boxOf(place, grid[i], boxes[i]));
+        const box = (a * boxes[1] + b) * boxes[2] + c;
+        of.push(box);
+        tokens[box] += 1;
+      }
+    }
+    sizes.set(key, {of, tokens});
+  }
+  return sizes.get(key);
+}
+
+// Returns the map of a panel at all time steps: {grid: [t, y, x], values, uniform}. A token has its
+// part of the weight of its box.
 function mapOf(panel, layer = panel.layer, head = panel.head) {
   const run = data.runs[panel.run];
   if (isMethod(panel)) {
@@ -98,24 +118,30 @@ function mapOf(panel, layer = panel.layer, head = panel.head) {
   }
   const attention = sourceOf(panel), ofExtra = panel.extra != null;
   const boxes = ofExtra ? attention.boxes : boxesOf(attention, head), n = count(boxes);
-  const values = new Float32Array(n);
+  const {of, tokens} = boxesOfTokens(attention.grid, boxes), inBoxes = new Float32Array(n);
   if (ofExtra) {
-    const weight = weightsOf(panel, 'extra', attention.extra, n, layer, head);
+    const weight = weightsOf(panel, 'extra', attention.extra.length, n, layer, head);
     if (!weight) return null;
-    for (let k = 0; k < n; k++) values[k] = weight(panel.extra, k);
+    for (let k = 0; k < n; k++) inBoxes[k] = weight(panel.extra, k);
   } else {
     const weight = weightsOf(panel, head < 0 ? 'mean' : 'between', n, n, layer, head);
     if (!weight) return null;
     if (panel.token) {
       const q = queryBox(panel, boxes);
-      for (let k = 0; k < n; k++) values[k] = panel.back ? weight(k, q) : weight(q, k);
+      // What a token gets of another box, or gives to it, is the mean over that box's tokens.
+      for (let k = 0; k < n; k++) {
+        inBoxes[k] = panel.back ? weight(k, q) * tokens[k] / tokens[q] : weight(q, k);
+      }
     } else {
-      for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) values[k] += weight(q, k) / n;
+      for (let q = 0; q < n; q++) {
+        for (let k = 0; k < n; k++) inBoxes[k] += weight(q, k) * tokens[q] / of.length;
+      }
     }
   }
+  const values = Float32Array.from(of, box => inBoxes[box] / tokens[box]);
   let total = 0, some = 0;
   for (const v of values) { total += v; some += v > 0; }
-  return {grid: boxes, values, uniform: total / Math.max(some, 1)};
+  return {grid: attention.grid, values, uniform: total / Math.max(some, 1)};
 }
 
 function queryBox(panel, boxes) {
@@ -195,17 +221,21 @@ function percent(x) { return x >= 0.0995 ? `${(100 * x).toFixed(0)} %` : `${(100
 
 function sentence(panel) {
   if (!panel.map) return 'reading…';
-  if (isMethod(panel)) return `${panel.source}, against a map that is the same everywhere`;
+  if (isMethod(panel)) {
+    const {explained} = data.clips[state.clip].runs[panel.run];
+    return `${panel.source} for ${explained}, against a map that is the same everywhere`;
+  }
   const who = panel.head < 0 ? 'mean of heads' : `head ${panel.head}`;
   const of = `layer ${panel.layer}, ${who}`;
-  if (panel.extra != null) return `${of}: where ${data.runs[panel.run].extra[panel.extra]} looks`;
+  if (panel.extra != null) return `${of}: where the ${sourceOf(panel).extra[panel.extra]} looks`;
   if (!panel.token) return `${of}: what tokens get, averaged over all that look. Click a patch.`;
   const [t, y, x] = panel.token, {values, grid} = panel.map;
   const best = values.indexOf(Math.max(...values));
   const bt = Math.floor(best / (grid[1] * grid[2])), inStep = best % (grid[1] * grid[2]);
   const place = `step ${bt}, row ${Math.floor(inStep / grid[2])}, column ${inStep % grid[2]}`;
   const does = panel.back ? 'is seen most by' : 'looks most at';
-  const box = grid.join() === sourceOf(panel).grid.join() ? '' : ' (boxes of tokens)';
+  const attention = sourceOf(panel), coarse = boxesOf(attention, panel.head).join();
+  const box = coarse === attention.grid.join() ? '' : ` (means in ${coarse.replaceAll(',', ' x ')} boxes)`;
   return `${of}: step ${t}, row ${y}, column ${x} ${does} ${place}: ${percent(values[best])}${box}`;
 }
 
@@ -315,7 +345,9 @@ function drawStatistics() {
     const rows = values.map((row, layer) => element('tr', {}, element('td', {}, `${layer}`),
       ...row.map((value, index) => element('td', {class: 'n v-cell', tabindex: 0,
         style: `--part:${((value - low) / span).toFixed(3)}`,
-        onclick: () => choose(panel, {layer, head: index})}, value.toPrecision(3)))));
+        onclick: () => choose(panel, {layer, head: index}),
+        onkeydown: event => event.key === 'Enter' && choose(panel, {layer, head: index})},
+        value.toPrecision(3)))));
     parts.statistics.replaceChildren(element('h3', {}, 'Heads'),
       element('p', {class: 'quiet'}, `Means over the clips of this page. ${attention.name}: `, select),
       element('div', {class: 'scroll'}, element('table', {}, element('thead', {}, head),
@@ -365,15 +397,15 @@ function fill(panel) {
   if (attention) {
     panel.layer = Math.min(panel.layer, attention.layers - 1);
     panel.head = Math.min(panel.head, attention.heads - 1);
-    if (panel.extra != null && panel.extra >= attention.extra) panel.extra = null;
+    if (panel.extra != null && panel.extra >= attention.extra.length) panel.extra = null;
     const numbers = n => [...Array(n).keys()];
     panel.layers.replaceChildren(...numbers(attention.layers).map(
       i => option(i, `layer ${i}`, panel.layer)));
     panel.headsChoice.replaceChildren(option(-1, 'mean of heads', panel.head),
       ...numbers(attention.heads).map(i => option(i, `head ${i}`, panel.head)));
     panel.extras.replaceChildren(option('', 'patches', panel.extra ?? ''),
-      ...run.extra.slice(0, attention.extra).map((name, i) => option(i, name, panel.extra ?? '')));
-    panel.extras.hidden = !attention.extra;
+      ...attention.extra.map((name, i) => option(i, name, panel.extra ?? '')));
+    panel.extras.hidden = !attention.extra.length;
     panel.direction.textContent = panel.back ? 'who looks at it' : 'where it looks';
     panel.direction.hidden = !panel.token || panel.extra != null;
     panel.clear.hidden = !panel.token;
@@ -464,16 +496,15 @@ function compare() {
   draw();
 }
 
-const pairOf = index => { const clip = data.clips[index]; return [clip.label, clip.runs[0].top]; };
 function inPair(index) {
   if (!state.pair) return true;
-  const [labels, top] = pairOf(index);
-  return labels.includes(state.pair[0]) && top.includes(state.pair[1]);
+  const clip = data.clips[index], [head, label, predicted] = state.pair;
+  return clip.label[head].includes(label) && clip.runs[0].top[head] === predicted;
 }
 
-// Shows only the clips of a label that are predicted as a class; null for all of them.
-function openPair(label, predicted, all) {
-  state.pair = label == null ? null : [label, predicted];
+// Shows only the clips of a label of a head that are predicted as a class; null for all of them.
+function openPair(head, label, predicted, all) {
+  state.pair = head == null ? null : [head, label, predicted];
   const found = data.clips.map((_, i) => i).filter(inPair);
   parts.pair.replaceChildren();
   if (state.pair) {
@@ -533,9 +564,10 @@ const KEYS = {
   Escape: ['no patch, all clips', () => { openPair(null); choose(first(), {token: null}); }],
 };
 document.addEventListener('keydown', event => {
-  const inField = ['SELECT', 'INPUT', 'TEXTAREA', 'BUTTON'].includes(event.target.tagName);
+  const used = {SELECT: Object.keys(KEYS), BUTTON: [' '], SUMMARY: [' '],
+                INPUT: ['ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown']}[event.target.tagName] ?? [];
   if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
-  if (inField && event.key !== 'Escape') return;
+  if (used.includes(event.key) && event.key !== 'Escape') return;
   event.preventDefault();
   KEYS[event.key][1]();
 });
@@ -574,8 +606,8 @@ function build() {
             parts.compare, gridChoice),
     parts.panels, parts.statistics, help);
   for (const cell of document.querySelectorAll('[data-label][data-predicted]')) {
-    cell.addEventListener('click', () => openPair(cell.dataset.label, cell.dataset.predicted,
-                                                  cell.textContent || '0'));
+    const {head, label, predicted} = cell.dataset;
+    cell.addEventListener('click', () => openPair(head, label, predicted, cell.textContent));
   }
   if (data.runs.length > 1) compare();
   draw();
