@@ -17,5 +17,5 @@ def get_config():
     config.data.name = "long_digits"
     config.data.sampling.stride_frames = 2
     config.data.views.temporal = 5
-    config.train.steps = 2400
+    config.train.steps = 1200
     return config
