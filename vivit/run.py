@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +215,12 @@ class Run:
         """
         return self._views_of(self.data, indices)
 
+    def check_indices(self, indices: Iterable[int]) -> None:
+        """Raises ValueError for numbers that are not those of clips of the split."""
+        wrong = [index for index in indices if not 0 <= index < len(self.data)]
+        if wrong:
+            raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
+
     def masks(self, indices: list[int]) -> Bool[np.ndarray, "B F H W"] | None:
         """Returns where the object of the label is in the views that `clips` returns; None if the
         data set does not say."""
@@ -226,9 +232,7 @@ class Run:
     def _views_of(
         self, split: Split, indices: list[int]
     ) -> tuple[UInt8[np.ndarray, "B F H W 3"], Integer[np.ndarray, "B ..."]]:
-        wrong = [index for index in indices if not 0 <= index < len(self.data)]
-        if wrong:
-            raise ValueError(f"{wrong} are not in 0 .. {len(self.data) - 1}, the split's clips")
+        self.check_indices(indices)
         settings = self.data_settings
         settings = replace(settings, views=settings.views.centre())
         load = ViewLoader(settings, split, self.config.model.clip[0])

@@ -4,7 +4,7 @@ Those here need nothing but a model's logits, so that they are baselines for met
 attention, which are in relevance.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -71,6 +71,12 @@ def method(name: str):
         return attribute
 
     return register
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Raises ValueError for names that are not registered, before any work."""
+    for name in names:
+        _ = METHODS[name]
 
 
 def attribute(name: str, model: ViViT, params: Any, clips: Clips, classes: Any) -> Attributions:

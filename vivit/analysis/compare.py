@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vivit.analysis.capture import capture
 from vivit.analysis.rollout import rollout
-from vivit.analysis.statistics import half_interval, with_interval
+from vivit.analysis.statistics import mean_with_interval
 from vivit.cli import add_runs_arguments, make_parser, new_file, run_command, show_log
 from vivit.encoder import KINDS, Encoder, Measuring, encoder_of_run
 from vivit.io import write_json
@@ -81,8 +81,7 @@ class Comparison:
         ]
         if self.rollouts is None:
             return "\n".join([*lines, "", "Rollouts are on different grids."])
-        half = half_interval(self.rollouts)
-        shown = with_interval(f"{self.rollouts.mean():.3f}", half, ".3f")
+        shown = mean_with_interval(self.rollouts)
         return "\n".join([*lines, "", f"Correlation of rollouts: {shown}"])
 
 

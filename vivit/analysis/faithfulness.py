@@ -21,16 +21,16 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from vivit.analysis.attribution import (
-    METHODS,
     REGIONS,
     Attributions,
     FloatClips,
     attribute,
+    check_methods,
     pixels_of,
 )
 from vivit.analysis.compare import correlations
 from vivit.analysis.localisation import coverage, localisation, ranks
-from vivit.analysis.statistics import half_interval, with_interval
+from vivit.analysis.statistics import mean_with_interval
 from vivit.axes import Clips
 from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log, split_names
 from vivit.io import write_json
@@ -168,8 +168,7 @@ def measure_run(
     """
     if run.objective.several or len(run.objective.heads) != 1:
         raise ValueError("this is for runs of one head, with one label of each clip")
-    for name in methods:
-        _ = METHODS[name]  # raises for an unknown name, before any work
+    check_methods(methods)
     if not 1 <= clips <= len(run.data):
         raise ValueError(f"{clips=} of a split of {len(run.data)} clips")
     if run.data.masks is None:
@@ -238,7 +237,7 @@ def table(found: dict[str, Faithfulness]) -> str:
     ]
     for name, measured in found.items():
         cells = [
-            with_interval(f"{x.mean():.3f}", half_interval(x), ".3f")
+            mean_with_interval(x)
             for x in (score[~np.isnan(score)] for score in measured.scores.values())
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")

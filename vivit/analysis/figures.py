@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -19,11 +18,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
-from PIL import Image
 
-from vivit.analysis.attribution import METHODS, attribute
+from vivit.analysis.attribution import attribute, check_methods
 from vivit.analysis.capture import AttentionMaps, capture
+from vivit.analysis.kept import identifier
+from vivit.analysis.mp4 import Writer
 from vivit.analysis.overlay import LIMIT, heat_on_frames, overlay
+from vivit.analysis.page import write_gif
 from vivit.analysis.run import open_run
 from vivit.analysis.viewer import usual_methods
 from vivit.cli import add_run_arguments, make_parser, run_command, show_log, split_names
@@ -137,21 +138,14 @@ def write_overlay(path: Path, frames: UInt8[np.ndarray, "F H W 3"], *, rate: int
     scale = max(1, SIDE // min(frames.shape[1:3]))
     enlarged = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     if path.suffix == ".gif":
-        images = [Image.fromarray(frame) for frame in enlarged]
-        options: Any = {"append_images": images[1:], "duration": 1000 // rate, "loop": 0}
-        images[0].save(path, save_all=True, **options)
+        write_gif(path, enlarged, milliseconds=1000 // rate)
         return path
     if path.suffix != ".mp4":
         raise ValueError(f"{path} must end in .gif or .mp4")
-    even = enlarged[:, : enlarged.shape[1] // 2 * 2, : enlarged.shape[2] // 2 * 2]  # as yuv420p
-    with av.open(str(path), "w") as file:
-        stream: Any = file.add_stream("libx264", rate=rate, options={"crf": "16"})
-        _, stream.height, stream.width, _ = even.shape
-        stream.pix_fmt = "yuv420p"
-        for frame in even:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            file.mux(stream.encode(picture))
-        file.mux(stream.encode(None))
+    writer = Writer(path, enlarged.shape[1:3], rate=float(rate), crf=16)
+    for number, frame in enumerate(enlarged):
+        writer.add(frame, number / rate)
+    writer.close()
     return path
 
 
@@ -171,8 +165,7 @@ def write_figures(
     Raises ValueError for what is not there, and for a folder that exists.
     """
     methods = usual_methods(run.model) if methods is None else methods
-    for method in methods:
-        _ = METHODS[method]  # raises for an unknown name, before any work
+    check_methods(methods)
     if wrong := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"no format {wrong[0]!r}; there are {', '.join(FORMATS)}")
     if out.exists():
@@ -181,15 +174,15 @@ def write_figures(
     params, config = run.params_on_device, run.model.config
     maps = capture(run.model, params, clips)
     figures = {
-        f"heads_{_file_name(name)}": head_grid(maps, name, query=query)
+        f"heads_{identifier(name)}": head_grid(maps, name, query=query)
         for name in dict.fromkeys(a.of_layers for a in maps.attentions)
     }
     predicted, films = run.predict(clips).argmax(axis=1), {}
     for method in methods:
         heat = jax.device_get(attribute(method, run.model, params, clips, predicted)[0])
         on_frames = heat_on_frames(np.maximum(heat, 0), grid=config.grid, clip=config.clip)
-        figures[f"{_file_name(method)}_stack"] = space_time_stack(clips[0], on_frames)
-        films[_file_name(method)] = overlay(clips[0], on_frames)
+        figures[f"{identifier(method)}_stack"] = space_time_stack(clips[0], on_frames)
+        films[identifier(method)] = overlay(clips[0], on_frames)
     out.mkdir(parents=True)
     written = []
     for name, figure in figures.items():
@@ -199,10 +192,6 @@ def write_figures(
     for name, frames in films.items():
         written += [write_overlay(out / f"{name}{suffix}", frames) for suffix in (".gif", ".mp4")]
     return written
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.replace(", ", "_"))
 
 
 def main(argv: list[str] | None = None) -> None:

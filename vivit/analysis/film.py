@@ -72,7 +72,8 @@ def _write(run: Run, path: Path, out: Path, *, side_by_side: bool) -> None:
         box = seen_box(run, plain.shape[:2])
         made = _draw(plain, current, number, box=box, side_by_side=side_by_side)
         if writer is None:
-            writer = Writer(out, path, made.shape[:2], rate=film.rate, zero=film.times[0])
+            rate, zero = film.rate, film.times[0]
+            writer = Writer(out, made.shape[:2], rate=rate, source=path, zero=zero)
         writer.add(made, film.times[number])
     assert writer is not None
     writer.close()
@@ -112,8 +113,7 @@ def _draw(
     part[:1], part[-1:], part[:, :1], part[:, -1:] = outline, outline, outline, outline
     frame = np.concatenate([plain, covered], axis=1) if side_by_side else covered
     panel = _panel(tuple(seen.best), frame.shape[1], max(16, plain.shape[0] // 24))
-    made = np.concatenate([frame, panel])
-    return made[: made.shape[0] // 2 * 2, : made.shape[1] // 2 * 2]  # as yuv420p needs
+    return np.concatenate([frame, panel])
 
 
 @lru_cache(maxsize=4)

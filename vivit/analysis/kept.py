@@ -140,10 +140,15 @@ class Kept:
                     axes += [f"y{axis[1:]}", f"x{axis[1:]}"] if split else [axis]
                     shape += [rows, columns] if split else [size]
                 variables[name] = (axes, np.asarray(x).reshape(shape))
-            nodes["".join(c if c.isalnum() else "_" for c in of.replace(", ", "_"))] = (
-                xarray.Dataset(variables, attrs={"attention": of, "tubelet": self.tubelet})
+            nodes[identifier(of)] = xarray.Dataset(
+                variables, attrs={"attention": of, "tubelet": self.tubelet}
             )
         return xarray.DataTree.from_dict(nodes)
+
+
+def identifier(name: str) -> str:
+    """Returns a name such as "stage 0, space" as one of letters, digits and underscores."""
+    return "".join(c if c.isalnum() else "_" for c in name.replace(", ", "_"))
 
 
 def keep(

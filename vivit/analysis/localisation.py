@@ -31,8 +31,7 @@ def localisation(
     heat = np.asarray(attributions, np.float64)
     t, h, w = config.tubelet
     middles = rearrange(masks[:, :, h // 2 :: h, w // 2 :: w], "B F Y X -> B F (Y X)")
-    largest = (heat == heat.max(axis=2, keepdims=True)).repeat(t, axis=1)  # [B, F, S]
-    hits = (middles * largest).sum(axis=2) / largest.sum(axis=2)
+    hits = hits_of_largest(heat.repeat(t, axis=1), middles)
     frames = masks.any(axis=(2, 3)).sum(axis=1)
     some = np.where(frames > 0, frames, np.nan)
     pointing = hits.sum(axis=1) / some
@@ -42,6 +41,15 @@ def localisation(
     chosen = ranks(heat) < counts[:, None]
     common = (covered * chosen).sum(axis=1)
     return {"pointing": pointing, "iou": common / (sizes + counts - common) * some / some}
+
+
+def hits_of_largest(
+    values: Float[np.ndarray, "*maps S"], middles: Bool[np.ndarray, "*maps S"]
+) -> Float[np.ndarray, "*maps"]:
+    """Returns of each map 1 if its largest value is at a place that is in the mask, else 0; of
+    several that are equally large, the part of them that are."""
+    largest = values == values.max(axis=-1, keepdims=True)
+    return (middles * largest).sum(axis=-1) / largest.sum(axis=-1)
 
 
 def ranks(values: Float[np.ndarray, "B ..."]) -> np.ndarray:

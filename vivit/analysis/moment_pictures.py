@@ -14,7 +14,7 @@ from vivit.analysis.windows import Film
 
 SHOWN = 5  # frames of a moment on the sheet
 COLOURS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#f08c00")  # of moments, again and again
-DARK, QUIET = "#16191d", "#868e96"
+DARK = "#16191d"
 
 
 def write_pictures(film: Film, found: dict[str, Any], out: Path) -> None:
@@ -38,10 +38,9 @@ def write_pictures(film: Film, found: dict[str, Any], out: Path) -> None:
         if strip is None:
             strip = _Strip(found, width=frame.shape[1])
         made = np.concatenate([drawn, strip.at(number)])
-        made = made[: made.shape[0] // 2 * 2, : made.shape[1] // 2 * 2]  # as yuv420p needs
         if writer is None:
-            path, times = out / "moments.mp4", film.times
-            writer = Writer(path, film.path, made.shape[:2], rate=film.rate, zero=times[0])
+            of_film: Any = {"rate": film.rate, "source": film.path, "zero": film.times[0]}
+            writer = Writer(out / "moments.mp4", made.shape[:2], **of_film)
         writer.add(made, film.times[number])
     assert writer is not None
     writer.close()

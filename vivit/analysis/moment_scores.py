@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from vivit.analysis.attribution import METHODS
+from vivit.analysis.attribution import check_methods
+from vivit.analysis.localisation import hits_of_largest
 from vivit.analysis.moments import OVERLAP, values_of
-from vivit.analysis.statistics import half_interval, with_interval
+from vivit.analysis.statistics import mean_with_interval
 from vivit.analysis.windows import seen_box
 from vivit.cli import add_run_arguments, make_parser, new_file, run_command, show_log, split_names
 from vivit.io import write_json
@@ -42,8 +43,7 @@ def scores_of(
         for count, size in zip(grid.shape[1:], masks.shape[1:], strict=True)
     )
     middles = masks[:, rows[:, None], columns]
-    largest = grid == grid.max(axis=(1, 2), keepdims=True)
-    hits = (largest * middles).sum(axis=(1, 2)) / largest.sum(axis=(1, 2))
+    hits = hits_of_largest(grid.reshape(len(grid), -1), middles.reshape(len(grid), -1))
     return {
         "hit": float(np.asarray(true)[values == values.max()].mean()),
         "tau": 0.0 if np.isnan(tau) else float(tau),
@@ -78,8 +78,7 @@ def measure_run(
     random_seed: of random parameters in place of the run's. Raises ValueError for unknown methods,
     and for a data set that does not say where the object is.
     """
-    for name in methods:
-        _ = METHODS[name]  # raises for an unknown name, before any work
+    check_methods(methods)
     masks = run.data.masks
     if masks is None:
         raise ValueError(
@@ -111,8 +110,7 @@ def table(found: dict[str, Scores]) -> str:
     """Returns a Markdown table of the means, with 95 % intervals over clips."""
     lines = ["| method | HIT@1 | Kendall's tau | pointing |", "| --- | --- | --- | --- |"]
     for method, scores in found.items():
-        cells = [with_interval(f"{x.mean():.3f}", half_interval(x), ".3f") for x in scores.values()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append(f"| {method} | {' | '.join(map(mean_with_interval, scores.values()))} |")
     return "\n".join(lines)
 
 

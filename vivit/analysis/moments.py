@@ -132,7 +132,7 @@ def find_moments(grid: Float[np.ndarray, "N Y X"], *, most: int = MOST) -> list[
 
     A moment is around the best frame that is in no moment yet: the frames on both sides until the
     value is nearer to the film's median than to the best frame's. The slopes of a moment, and
-    frames below the median of all, are no moments of their own.
+    frames below the median of all, do not make further moments.
     """
     values = grid.mean(axis=(1, 2))
     base, free, moments = float(np.median(values)), np.ones(len(values), bool), []

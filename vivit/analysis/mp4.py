@@ -1,4 +1,4 @@
-"""MP4 files of drawn frames, with the sound of the film that they were drawn on."""
+"""MP4 files of drawn frames, with the sound of a film that they were drawn on."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -16,20 +16,31 @@ COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # sound that MP4
 
 
 class Writer:
-    """An MP4 file that gets frames at their times, and the sound of the source."""
+    """An MP4 file that gets frames at their times, and the sound of a source.
+
+    shape: height and width of the frames, whose last row and column are left out if odd, as yuv420p
+    needs. source: None for no sound. zero: seconds of the source's first frame. crf: x264's.
+    """
 
     def __init__(
-        self, out: Path, source: Path, shape: tuple[int, int], *, rate: float, zero: float
+        self,
+        out: Path,
+        shape: tuple[int, int],
+        *,
+        rate: float,
+        source: Path | None = None,
+        zero: float = 0.0,
+        crf: int = 20,
     ) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         self.file = av.open(str(out), "w", format="mp4")
-        options = {"crf": "20", "preset": "veryfast"}
+        options = {"crf": str(crf), "preset": "veryfast"}
         self.video: Any = self.file.add_stream("libx264", options=options)
-        self.video.height, self.video.width = shape
+        self.video.height, self.video.width = (length // 2 * 2 for length in shape)
         self.video.pix_fmt = "yuv420p"
         self.video.time_base = self.video.codec_context.time_base = Fraction(1, CLOCK)
         self.video.codec_context.framerate = Fraction(rate).limit_denominator(1001)
-        self.source = av.open(str(source), **decode.LENIENT)
+        self.source: Any = None if source is None else av.open(str(source), **decode.LENIENT)
         self.zero = zero
         self.sound = self._sound()
         self.waiting = next(self.sound, None)
@@ -37,7 +48,8 @@ class Writer:
     def add(self, frame: UInt8[np.ndarray, "H W 3"], seconds: float) -> None:
         """Adds a frame, after the sound that is heard before it."""
         self._add_sound(until=seconds)
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        even = np.ascontiguousarray(frame[: self.video.height, : self.video.width])
+        picture = av.VideoFrame.from_ndarray(even, format="rgb24")
         picture.pts, picture.time_base = round((seconds - self.zero) * CLOCK), Fraction(1, CLOCK)
         self.file.mux(self.video.encode(picture))
 
@@ -46,7 +58,8 @@ class Writer:
         self.file.mux(self.video.encode(None))
         self._add_sound(until=float("inf"))
         self.file.close()
-        self.source.close()
+        if self.source is not None:
+            self.source.close()
 
     def _add_sound(self, *, until: float) -> None:
         while self.waiting is not None and self.waiting[0] <= until:
@@ -55,11 +68,10 @@ class Writer:
 
     def _sound(self) -> Iterator[tuple[float, Any]]:
         """Returns an iterator of times and packets of the source's first sound track."""
-        if not self.source.streams.audio:
+        if self.source is None or not self.source.streams.audio:
             return iter(())
-        track = self.source.streams.audio[0]
-        start = self.source.streams.video[0].start_time or 0
-        first = float(start * (self.source.streams.video[0].time_base or 0))
+        track, video = self.source.streams.audio[0], self.source.streams.video[0]
+        first = float((video.start_time or 0) * (video.time_base or 0))
         if track.codec_context.name in COPIED:
             new = self.file.add_stream_from_template(track)
             return self._copied(track, new, first)

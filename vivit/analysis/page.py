@@ -113,13 +113,16 @@ def image(
 
 def film(frames: UInt8[np.ndarray, "F H W 3"], *, scale: int, alt: str) -> str:
     """Returns frames as an <img> that plays them in a loop."""
-    size = (frames.shape[2] * scale, frames.shape[1] * scale)
-    images = [Image.fromarray(frame).resize(size, 0) for frame in frames]
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, format="GIF", save_all=True, append_images=images[1:], duration=120, loop=0
-    )
+    write_gif(buffer, frames.repeat(scale, axis=1).repeat(scale, axis=2), milliseconds=120)
     return _img("gif", buffer.getvalue(), alt)
+
+
+def write_gif(to: Any, frames: UInt8[np.ndarray, "F H W 3"], *, milliseconds: int) -> None:
+    """Writes frames that play in a loop to a file or its path. milliseconds: of each frame."""
+    images = [Image.fromarray(frame) for frame in frames]
+    options: Any = {"append_images": images[1:], "duration": milliseconds, "loop": 0}
+    images[0].save(to, "GIF", save_all=True, **options)
 
 
 def _img(form: str, data: bytes, alt: str, *, kind: str = "") -> str:

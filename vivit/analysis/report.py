@@ -15,7 +15,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from vivit.analysis.attribution import METHODS
+from vivit.analysis.attribution import check_methods
 from vivit.analysis.page import cards, image, page, percent, picture, table, text
 from vivit.analysis.parts import config_details, cost_cards
 from vivit.analysis.pretraining_report import write_pretraining_report
@@ -70,8 +70,7 @@ def write_report(
         raise ValueError(f"{without[0]} predicts no labels: its page is of this run alone")
     if without:
         return write_pretraining_report(run, views=views)
-    for name in methods or ():
-        _ = METHODS[name]  # raises for an unknown name, before any work
+    check_methods(methods or ())
     if video is not None:
         path = Path(out or run.folder / f"{Path(video).stem}.html")
         _ = [of.params for of in runs]  # read by all processes together
@@ -80,7 +79,8 @@ def write_report(
             viewed = viewer(runs, *_of_video(runs, Path(video)), methods=methods)
             write_atomically(path, page(title, "", [("", viewed)]))
         return path
-    _check_clips(runs, clips or ())
+    run.check_indices(clips or ())
+    _check_same_clips(runs)
     scores, rows = _evaluated(run, views)
     _ = [(of.params, of.data) for of in runs]  # read by all processes together
     path = Path(out or run.folder / f"report_{split}.html")
@@ -127,22 +127,19 @@ def choose_clips(run: Run, rows: list[dict[str, Any]], *, count: int = SHOWN) ->
 def _of_split(runs: Sequence[Run], numbers: list[int]) -> tuple[list[np.ndarray], list[ViewedClip]]:
     """Returns the clips of these numbers as each run gets them, and what the page says of them."""
     data, about = runs[0].data, []
-    for i in numbers:
+    found = [run.clips(numbers) for run in runs]
+    for i, title in zip(numbers, runs[0].titles(found[0][1]), strict=True):
         label = {
             of: [data.classes[of].names[k] for k in np.ravel(x).tolist()]
             for of, x in data.labels_of(i).items()
         }
-        named = ", ".join(name for names in label.values() for name in names)
-        about.append(ViewedClip(f"{i}: {named or 'none'}", label))
-    return [run.clips(numbers)[0] for run in runs], about
+        about.append(ViewedClip(f"{i}: {title}", label))
+    return [clips for clips, _ in found], about
 
 
-def _check_clips(runs: Sequence[Run], numbers: Sequence[int]) -> None:
-    """Raises ValueError for clips that are not there, and for a run that reads other clips than the
-    first one."""
+def _check_same_clips(runs: Sequence[Run]) -> None:
+    """Raises ValueError for a run that reads other clips than the first one."""
     first = runs[0]
-    if wrong := [i for i in numbers if not 0 <= i < len(first.data)]:
-        raise ValueError(f"{wrong} are not in 0 .. {len(first.data) - 1}, the split's clips")
     for run in runs[1:]:
         if (run.data.digest, run.task.labels) != (first.data.digest, first.task.labels):
             raise ValueError(

@@ -53,6 +53,11 @@ def with_interval(mean: str, half: Any, form: str) -> str:
     return mean if np.isnan(half) else f"{mean} ± {half:{form}}"
 
 
+def mean_with_interval(values: Float[np.ndarray, " N"]) -> str:
+    """Returns the mean of N values with half its interval: "0.839 ± 0.070"."""
+    return with_interval(f"{values.mean():.3f}", half_interval(values), ".3f")
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Statistics of the attention in the clips of a split.

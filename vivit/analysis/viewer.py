@@ -19,10 +19,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from vivit.analysis.attribution import METHODS, attribute
+from vivit.analysis.attribution import attribute, check_methods
 from vivit.analysis.capture import capture
 from vivit.analysis.kept import Kept
-from vivit.analysis.page import static
+from vivit.analysis.overlay import colour_bar
+from vivit.analysis.page import image, static
 from vivit.analysis.summaries import boxes_of
 from vivit.model import ViViT
 from vivit.results import best_of_heads
@@ -32,7 +33,7 @@ BYTES = 500_000  # of the heads' weights between boxes in a clip, and of the mea
 USUAL = ("rollout", "relevance", "grad_cam")
 STATISTICS = ("distance", "sinks")
 NUMBERS = ("distance_in_space", "distance_in_time", "sinks")  # their arrays
-ACROSS = 8  # frames beside each other in the picture that holds those of a clip
+ACROSS = 8  # frames next to each other in the picture that holds those of a clip
 GUESSES = 5  # classes
 SMALL = 64  # pixels, below which frames are kept without loss
 
@@ -86,10 +87,12 @@ def viewer(
             for i, (clip, thumb) in enumerate(zip(about, thumbs, strict=True))
         ],
     }
+    colours = image(colour_bar(), alt="colours from a quarter of uniform to 4 times", crisp=False)
     written = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return (
         f"<style>{static('viewer.css')}</style>"
         '<div id="viewer"><noscript>This part needs JavaScript.</noscript></div>'
+        f'<p class="quiet">1/4 of a uniform map {colours} 4 times uniform</p>'
         f'<script type="application/json" id="viewer-data">{written}</script>'
         f"<script>addEventListener('DOMContentLoaded', () => {{{static('viewer.js')}}});</script>"
     )
@@ -100,19 +103,19 @@ def _run_data(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns what the page says of a run, and of each clip."""
     methods = usual_methods(run.model) if methods is None else list(methods)
-    for name in methods:
-        _ = METHODS[name]  # raises for an unknown name, before any work
+    check_methods(methods)
     boxes = Boxes(*(choose_boxes(run.model, each_head=each) for each in (True, False)))
     arrays, of_clips, kept = {}, [], []
     bar = tqdm(zip(clips, about, strict=True), total=len(about), desc=run.folder.name, leave=False)
     for clip, shown in bar:
-        arrays, found = _arrays(run, clip[None], methods, boxes)
+        probabilities = run.predict(clip[None])
+        arrays, found = _arrays(run, clip[None], probabilities, methods, boxes)
         packed = gzip.compress(b"".join(x.tobytes() for x in arrays.values()), mtime=0)
         of_clips.append(
             {
                 "frames": _picture(clip),
                 "arrays": base64.b64encode(packed).decode(),
-                **_predictions(run, clip[None], shown),
+                **_predictions(run, probabilities, shown),
             }
         )
         kept.append(found)
@@ -131,12 +134,14 @@ def _run_data(
     return of_run, of_clips
 
 
-def _predictions(run: Run, clip: np.ndarray, shown: ViewedClip) -> dict[str, Any]:
+def _predictions(
+    run: Run, probabilities: Float[np.ndarray, "1 classes"], shown: ViewedClip
+) -> dict[str, Any]:
     """Returns the most probable classes of all heads, and the best of each head.
 
     Raises ValueError for a run that predicts no numbers.
     """
-    probabilities, names = run.predict(clip), run.class_names
+    names = run.class_names
     if not np.isfinite(probabilities).all():
         raise ValueError(
             f"{run.folder} predicts {probabilities[0, 0]}: choose another --checkpoint"
@@ -163,11 +168,15 @@ def _predictions(run: Run, clip: np.ndarray, shown: ViewedClip) -> dict[str, Any
 
 
 def _arrays(
-    run: Run, clip: np.ndarray, methods: Sequence[str], boxes: Boxes
+    run: Run,
+    clip: np.ndarray,
+    probabilities: Float[np.ndarray, "1 classes"],
+    methods: Sequence[str],
+    boxes: Boxes,
 ) -> tuple[dict[str, np.ndarray], Kept]:
     """Returns what the page keeps of a clip, by name, and the summaries of its attention."""
     params = run.params_on_device
-    number = run.predict(clip).argmax(axis=1)
+    number = probabilities.argmax(axis=1)
     heats = [attribute(name, run.model, params, clip, number)[0] for name in methods]
     arrays = {"methods": np.asarray(heats, np.float32)}
     maps = capture(run.model, params, clip)
@@ -244,7 +253,7 @@ def to_bytes(
 
 
 def _picture(clip: UInt8[np.ndarray, "F H W 3"]) -> str:
-    """Returns frames as one picture for `src`, ACROSS of them beside each other."""
+    """Returns frames as one picture for `src`, ACROSS of them next to each other."""
     frames, height, width, _ = clip.shape
     across = min(ACROSS, frames)
     lines = -(-frames // across)

@@ -110,7 +110,7 @@ class LongDigits(tfds.core.GeneratorBasedBuilder):
     """Long clips in which a digit moves for a sixth of the time, and stands still before and after.
 
     The label is its motion, of the whole clip alone. Of two smaller digits one stands still and the
-    other trembles for a third of the time, which is no motion of any label.
+    other trembles for a third of the time, which is not the motion of any label.
     """
 
     VERSION = tfds.core.Version("1.0.0")

@@ -30,8 +30,7 @@ async function unpack(text, arrays) {
   const found = {};
   let at = 0;
   for (const {name, type, shape} of arrays) {
-    const count = shape.reduce((a, b) => a * b, 1);
-    const bytes = count * (type === 'f4' ? 4 : 1);
+    const bytes = count(shape) * (type === 'f4' ? 4 : 1);
     const part = buffer.slice(at, at + bytes);
     found[name] = type === 'f4' ? new Float32Array(part) : new Uint8Array(part);
     at += bytes;
@@ -166,25 +165,32 @@ function colour(value, uniform, out, at) {
   out[at + 3] = Math.round(255 * OPACITY * (more || less));
 }
 
-function drawMap(context, map, step, width, height, smooth) {
-  const [t, rows, columns] = map.grid, small = document.createElement('canvas');
-  small.width = columns; small.height = rows;
-  const picture = new ImageData(columns, rows), from = Math.min(step, t - 1) * rows * columns;
-  for (let i = 0; i < rows * columns; i++) {
-    colour(map.values[from + i], map.uniform, picture.data, 4 * i);
-  }
+// Draws an array of rows and columns over a whole canvas. paint(value's number, bytes, place in them)
+// sets the colour of a value.
+function drawArray(canvas, rows, columns, paint, smooth = false) {
+  const small = element('canvas', {width: columns, height: rows}), context = canvas.getContext('2d');
+  const picture = new ImageData(columns, rows);
+  for (let i = 0; i < rows * columns; i++) paint(i, picture.data, 4 * i);
   small.getContext('2d').putImageData(picture, 0, 0);
   context.imageSmoothingEnabled = smooth;
-  context.drawImage(small, 0, 0, width, height);
+  context.drawImage(small, 0, 0, canvas.width, canvas.height);
 }
 
-const stepOf = (frame, frames, steps) => Math.min(Math.floor(frame * steps / frames), steps - 1);
+function drawMap(canvas, map, smooth) {
+  const [t, rows, columns] = map.grid, from = stepNow(t) * rows * columns;
+  const paint = (i, out, at) => colour(map.values[from + i], map.uniform, out, at);
+  drawArray(canvas, rows, columns, paint, smooth);
+}
+
+// The time step of so many, and the frame of so many, that is on the screen.
+const FRAMES = data.runs[0].clip[0];
+const stepNow = steps => Math.min(Math.floor(state.frame * steps / FRAMES), steps - 1);
 
 function drawFrame(context, panel, width, height) {
   const run = data.runs[panel.run], image = imageOf(state.clip, panel.run);
   const [frames, h, w] = run.clip, across = run.across;
   if (!image.complete || !image.naturalWidth) return;
-  const frame = Math.min(Math.floor(state.frame * frames / data.runs[0].clip[0]), frames - 1);
+  const frame = stepNow(frames);
   context.imageSmoothingEnabled = h >= 64;
   context.drawImage(image, (frame % across) * w, Math.floor(frame / across) * h, w, h,
                     0, 0, width, height);
@@ -197,14 +203,10 @@ function drawPanel(panel) {
   drawFrame(context, panel, width, height);
   const map = mapOf(panel);
   panel.map = map;
-  if (map) {
-    const step = stepOf(state.frame, data.runs[0].clip[0], map.grid[0]);
-    panel.step = step;
-    if (panel.overlay) drawMap(context, map, step, width, height, panel.smooth);
-  }
+  if (map && panel.overlay) drawMap(canvas, map, panel.smooth);
   if (panel.token && !isMethod(panel)) {
     const [, rows, columns] = run.grid, [t, y, x] = panel.token;
-    const now = stepOf(state.frame, data.runs[0].clip[0], run.grid[0]) === t;
+    const now = stepNow(run.grid[0]) === t;
     context.setLineDash(now ? [] : [6, 5]);
     context.lineWidth = 3;
     context.strokeStyle = '#4dabf7';
@@ -248,13 +250,8 @@ function timesOf(panel, layer = panel.layer, head = panel.head) {
 }
 
 function drawSquare(canvas, values, t) {
-  const context = canvas.getContext('2d'), small = document.createElement('canvas');
-  small.width = small.height = t;
-  const picture = new ImageData(t, t), largest = Math.max(...values, 1e-12);
-  values.forEach((v, i) => ramp(v / largest, picture.data, 4 * i));
-  small.getContext('2d').putImageData(picture, 0, 0);
-  context.imageSmoothingEnabled = false;
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+  const largest = Math.max(...values, 1e-12);
+  drawArray(canvas, t, t, (i, out, at) => ramp(values[i] / largest, out, at));
 }
 
 function ramp(part, out, at) {  // dark blue to yellow
@@ -273,7 +270,7 @@ function drawTimes(panel) {
   if (!values) return;
   drawSquare(canvas, values, t);
   const context = canvas.getContext('2d'), size = canvas.width / t;
-  const step = stepOf(state.frame, data.runs[0].clip[0], t);
+  const step = stepNow(t);
   context.strokeStyle = '#4dabf7';
   context.lineWidth = 2;
   context.strokeRect(1, step * size + 1, canvas.width - 2, size - 2);
@@ -302,9 +299,9 @@ function drawHeads(panel) {
     panel.headsBody.replaceChildren(body);
     panel.smallKey = null;
   }
-  const step = stepOf(state.frame, data.runs[0].clip[0], attention.grid[0]);
-  const smallKey = JSON.stringify([state.clip, state.grid, state.grid === 'maps' && step, panel.token,
-                                   panel.back, panel.extra, !!arraysOf(state.clip, panel.run)]);
+  const smallKey = JSON.stringify([state.clip, state.grid, panel.token, panel.back, panel.extra,
+                                   state.grid === 'maps' && stepNow(attention.grid[0]),
+                                   !!arraysOf(state.clip, panel.run)]);
   for (const {canvas, layer, head} of panel.small) {
     canvas.classList.toggle('v-now', layer === panel.layer && head === panel.head);
   }
@@ -316,8 +313,7 @@ function drawHeads(panel) {
     context.fillRect(0, 0, 48, 48);
     if (state.grid === 'maps') {
       const map = mapOf(panel, layer, head);
-      if (map) drawMap(context, map, stepOf(state.frame, data.runs[0].clip[0], map.grid[0]),
-                       48, 48, false);
+      if (map) drawMap(canvas, map, false);
     } else {
       const values = timesOf(panel, layer, head);
       if (values) drawSquare(canvas, values, attention.grid[0]);
@@ -358,7 +354,7 @@ function drawStatistics() {
 function draw() {
   if (!parts.strip) return;
   parts.time.value = state.frame;
-  parts.clock.textContent = `frame ${state.frame + 1} / ${data.runs[0].clip[0]}`;
+  parts.clock.textContent = `frame ${state.frame + 1} / ${FRAMES}`;
   parts.play.textContent = state.playing ? 'Pause' : 'Play';
   for (const panel of state.panels) drawPanel(panel);
   drawStatistics();
@@ -425,8 +421,7 @@ function makePanel(panel) {
     onchange: event => { change(event.target.value); fill(panel); draw(); event.target.blur(); }});
   panel.runs = select('run', value => { panel.run = +value; panel.token = null; });
   panel.sources = select('map', value => {
-    panel.source = isNaN(value) ? value : +value;
-    panel.headsOf = null; });
+    panel.source = isNaN(value) ? value : +value; });
   panel.layers = select('layer', value => { panel.layer = +value; });
   panel.headsChoice = select('head', value => { panel.head = +value; });
   panel.extras = select('who looks', value => { panel.extra = value === '' ? null : +value; });
@@ -459,7 +454,7 @@ function click(panel, event) {
   const at = (offset, length, all) => Math.min(Math.max(Math.floor(offset / length * all), 0), all - 1);
   const y = at(event.clientY - box.top, box.height, rows);
   const x = at(event.clientX - box.left, box.width, columns);
-  const token = [stepOf(state.frame, data.runs[0].clip[0], t), y, x];
+  const token = [stepNow(t), y, x];
   if (isMethod(panel)) {  // on to the last attention of all tokens
     const {attentions, grid} = data.runs[panel.run];
     const all = attentions.findLastIndex(a => a.grid.join() === grid.join());
@@ -471,7 +466,7 @@ function click(panel, event) {
 function clickTimes(panel, event) {
   const box = panel.square.getBoundingClientRect(), t = sourceOf(panel).grid[0];
   const step = Math.min(Math.floor((event.clientY - box.top) / box.height * t), t - 1);
-  state.frame = Math.ceil(step * data.runs[0].clip[0] / t);
+  state.frame = Math.ceil(step * FRAMES / t);
   draw();
 }
 
@@ -537,12 +532,10 @@ const cycleHead = (panel, change) => {
 const cycleSource = panel => {
   const run = data.runs[panel.run];
   const all = [...run.methods, ...run.attentions.keys()];
-  panel.headsOf = null;
   choose(panel, {source: all[(all.indexOf(panel.source) + 1) % all.length]});
 };
 const seek = change => {
-  const frames = data.runs[0].clip[0];
-  state.frame = (state.frame + change + frames) % frames;
+  state.frame = (state.frame + change + FRAMES) % FRAMES;
   draw();
 };
 const first = () => state.panels[0];
@@ -576,7 +569,6 @@ document.addEventListener('keydown', event => {
 
 const parts = {};
 function build() {
-  const [frames] = data.runs[0].clip;
   parts.thumbs = data.clips.map((clip, index) => {
     const button = element('button', {type: 'button', class: 'v-thumb', onclick: () => setClip(index)},
       element('img', {src: clip.thumb, alt: '', class: data.runs[0].clip[1] < 64 ? 'pixels' : ''}),
@@ -587,7 +579,7 @@ function build() {
   parts.strip = element('div', {class: 'v-strip', role: 'group', 'aria-label': 'clips'},
                         ...parts.thumbs.map(({button}) => button));
   parts.pair = element('p', {class: 'v-pair'});
-  parts.time = element('input', {type: 'range', min: 0, max: frames - 1, value: 0,
+  parts.time = element('input', {type: 'range', min: 0, max: FRAMES - 1, value: 0,
     'aria-label': 'frame', oninput: event => { state.frame = +event.target.value; draw(); }});
   parts.clock = element('span', {class: 'quiet v-clock'});
   parts.play = element('button', {type: 'button', onclick: play}, 'Play');
